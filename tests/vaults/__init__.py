@@ -1,0 +1,1 @@
+"""What one vault implementation promises beyond the contract."""
