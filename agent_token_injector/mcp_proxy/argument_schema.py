@@ -1,0 +1,144 @@
+"""JSON Schema (2020-12) over a tool's arguments: compiled once, judged without I/O, closed where JSON Schema is open.
+
+A grant's schema is an allowlist, so a mistake in it must not read as "anything goes":
+
+- a keyword that JSON Schema does not have (`proprties`) is an error, not an annotation;
+- `format` is asserted, and an unknown format is an error;
+- patterns are those that are matched in linear time; look-around is an error, because a matcher that gives up halfway
+  makes `not` succeed;
+- no `$ref` is ever fetched.
+
+A tool's own schema, which a stranger wrote, is taken as the standard says: unknown keywords pass, `$schema` picks the draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Protocol
+
+import jsonschema_rs
+
+
+class SchemaError(ValueError):
+    """A schema cannot be relied on. The text says why, for the operator who wrote it."""
+
+
+class Validator(Protocol):
+    """Says whether arguments fit."""
+
+    def is_valid(self, instance: Any) -> bool: ...
+
+
+_SINGLE: Final = frozenset(
+    {
+        "additionalProperties",
+        "contains",
+        "contentSchema",
+        "else",
+        "if",
+        "items",
+        "not",
+        "propertyNames",
+        "then",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    }
+)
+_LISTS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+_MAPS: Final = frozenset({"$defs", "dependentSchemas", "patternProperties", "properties"})
+_OTHERS: Final = frozenset(
+    {
+        "$anchor",
+        "$comment",
+        "$dynamicAnchor",
+        "$dynamicRef",
+        "$id",
+        "$ref",
+        "$schema",
+        "const",
+        "contentEncoding",
+        "contentMediaType",
+        "default",
+        "dependentRequired",
+        "deprecated",
+        "description",
+        "enum",
+        "examples",
+        "exclusiveMaximum",
+        "exclusiveMinimum",
+        "format",
+        "maxContains",
+        "maxItems",
+        "maxLength",
+        "maxProperties",
+        "maximum",
+        "minContains",
+        "minItems",
+        "minLength",
+        "minProperties",
+        "minimum",
+        "multipleOf",
+        "pattern",
+        "readOnly",
+        "required",
+        "title",
+        "type",
+        "uniqueItems",
+        "writeOnly",
+    }
+)
+_KNOWN: Final = _SINGLE | _LISTS | _MAPS | _OTHERS
+_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def compile_grant(schema: Mapping[str, Any]) -> Validator:
+    """The validator of a grant's `arguments`. Raises SchemaError."""
+    for position in _positions(dict(schema)):
+        unknown = sorted(position.keys() - _KNOWN)
+        if unknown:
+            raise SchemaError(f"{', '.join(map(repr, unknown))} is not a keyword of JSON Schema 2020-12")
+        if position.get("$schema", _DIALECT) != _DIALECT:
+            raise SchemaError(f"$schema is not {_DIALECT}")
+    try:
+        return jsonschema_rs.Draft202012Validator(
+            dict(schema),
+            validate_formats=True,
+            ignore_unknown_formats=False,
+            retriever=_never,
+            pattern_options=jsonschema_rs.RegexOptions(),
+        )
+    except (ValueError, TypeError) as error:
+        raise SchemaError(_first_line(error)) from None
+
+
+def compile_tool(schema: Mapping[str, Any]) -> Validator:
+    """The validator of a tool's own `inputSchema`. Raises SchemaError."""
+    try:
+        return jsonschema_rs.validator_for({"$schema": _DIALECT, **schema}, retriever=_never)
+    except (ValueError, TypeError) as error:
+        raise SchemaError(_first_line(error)) from None
+
+
+def _never(uri: str) -> Any:
+    raise SchemaError(f"a $ref to {uri} would have to be fetched")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
+
+
+def _positions(schema: Any) -> Iterator[dict[str, Any]]:
+    """Every place in a schema that is itself a schema; what stands under `const` or `enum` is data and is none."""
+    pending = [schema]
+    while pending:
+        node = pending.pop()
+        if not isinstance(node, dict):
+            continue
+        yield node
+        for keyword, value in node.items():
+            if keyword in _SINGLE:
+                pending.append(value)
+            elif keyword in _LISTS and isinstance(value, list):
+                pending.extend(value)
+            elif keyword in _MAPS and isinstance(value, dict):
+                pending.extend(value.values())

@@ -1,0 +1,200 @@
+"""The two protocol eras that agents speak, and what each lets a client ask of this proxy.
+
+Handshake era (2024-11-05 to 2025-11-25): `initialize`, a session, then requests that belong to it.
+Stateless era (2026-07-28): every request carries its version in `params._meta` and repeats version, method and tool
+name as headers. Headers are for routers; we decide on the body, and a request that disagrees with itself is refused.
+
+Pure: no I/O. The numbers are those of the specification's revisions; tests hold them to the official SDK's own tables.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from agent_token_injector.mcp_proxy import wire
+from agent_token_injector.mcp_proxy.tool_policy import Reason
+
+HANDSHAKE_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+STATELESS_VERSIONS: Final = ("2026-07-28",)
+
+HEADER_MISMATCH: Final = -32020
+UNSUPPORTED_VERSION: Final = -32022
+HANDOFF_OVER: Final = -32001
+"""Ours, in JSON-RPC's range for implementations: the handoff has expired, was revoked, or cannot be checked."""
+CALL_ENDED: Final = -32000
+"""Ours: the call was cancelled, or its server failed."""
+
+META_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
+META_CAPABILITIES: Final = "io.modelcontextprotocol/clientCapabilities"
+META_SERVER_INFO: Final = "io.modelcontextprotocol/serverInfo"
+
+_STATUS: Final[Mapping[int, int]] = {
+    wire.PARSE_ERROR: 400,
+    wire.INVALID_REQUEST: 400,
+    wire.INVALID_PARAMS: 400,
+    HEADER_MISMATCH: 400,
+    UNSUPPORTED_VERSION: 400,
+    wire.METHOD_NOT_FOUND: 404,
+}
+_SENTINEL: Final = re.compile(r"=\?base64\?(.*)\?=")
+
+
+class Era(StrEnum):
+    """Which of the two a request belongs to."""
+
+    HANDSHAKE = "handshake"
+    STATELESS = "stateless"
+
+
+METHODS: Final[Mapping[Era, frozenset[str]]] = {
+    Era.HANDSHAKE: frozenset({"initialize", "ping", "tools/list", "tools/call"}),
+    Era.STATELESS: frozenset({"server/discover", "tools/list", "tools/call"}),
+}
+"""Every request that is answered. All others are refused (D8: deny by default for every method)."""
+
+NOTIFICATIONS: Final = frozenset({"notifications/initialized", "notifications/cancelled"})
+
+
+class Refused(Exception):
+    """A request that is answered with an error. `reason` is for the audit; `code`, `message`, `data` are for the client."""
+
+    def __init__(self, code: int, message: str, *, reason: str, data: Any = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.reason = reason
+        self.data = data
+        self.status = status
+
+    def http_status(self, era: Era | None) -> int:
+        """The HTTP status: the stateless era maps codes to statuses, the handshake era answers 200 once it has parsed."""
+        if self.status is not None:
+            return self.status
+        return 200 if era is Era.HANDSHAKE else _STATUS.get(self.code, 200)
+
+
+@dataclass(frozen=True, slots=True)
+class McpHeaders:
+    """The MCP headers of one HTTP request, blanks at their ends trimmed; `twice` names one that came more than once."""
+
+    version: str | None = None
+    method: str | None = None
+    name: str | None = None
+    session: str | None = None
+    twice: str | None = None
+
+
+def era_of(message: wire.Request | wire.Notification, headers: McpHeaders) -> Era:
+    """The era a message belongs to, after its headers were held against its body. Raises Refused."""
+    if headers.twice is not None:
+        raise Refused(
+            HEADER_MISMATCH, f"{headers.twice} header appears more than once", reason=Reason.HEADERS, status=400
+        )
+    _agree("Mcp-Method", headers.method, message.method)
+    if message.method == "tools/call":
+        _agree("Mcp-Name", _decoded(headers.name), message.params.get("name"))
+    meta = message.params.get("_meta")
+    declared = META_VERSION in meta if isinstance(meta, dict) else False
+    if not declared and headers.version not in STATELESS_VERSIONS and message.method != "server/discover":
+        if headers.version is not None and headers.version not in HANDSHAKE_VERSIONS:
+            raise _unsupported(headers.version)
+        return Era.HANDSHAKE
+    if isinstance(message, wire.Request):
+        _check_envelope(message, headers, meta)
+    return Era.STATELESS
+
+
+def _check_envelope(request: wire.Request, headers: McpHeaders, meta: Any) -> None:
+    missing = [key for key in (META_VERSION, META_CAPABILITIES) if not isinstance(meta, dict) or key not in meta]
+    if missing:
+        raise Refused(
+            wire.INVALID_PARAMS, f"params._meta is missing {', '.join(missing)}", reason=Reason.MALFORMED, status=400
+        )
+    version = meta[META_VERSION]
+    if headers.version is None or headers.version != version:
+        raise _mismatch("MCP-Protocol-Version")
+    if headers.method is None:
+        raise _mismatch("Mcp-Method")
+    if request.method == "tools/call" and headers.name is None and request.params.get("name") is not None:
+        raise _mismatch("Mcp-Name")
+    if version not in STATELESS_VERSIONS:
+        raise _unsupported(version)
+
+
+def _agree(header: str, said: str | None, meant: Any) -> None:
+    if said is not None and said != meant:
+        raise _mismatch(header)
+
+
+def _mismatch(header: str) -> Refused:
+    return Refused(
+        HEADER_MISMATCH, f"{header} header does not match the request body", reason=Reason.HEADERS, status=400
+    )
+
+
+def _unsupported(version: str) -> Refused:
+    return Refused(
+        UNSUPPORTED_VERSION,
+        "Unsupported protocol version",
+        reason=Reason.HEADERS,
+        data={"supported": [*STATELESS_VERSIONS, *HANDSHAKE_VERSIONS], "requested": version[:64]},
+        status=400,
+    )
+
+
+def _decoded(value: str | None) -> str | None:
+    """A header's value, out of its `=?base64?..?=` form; a form that does not decode to one text matches nothing."""
+    match = _SENTINEL.fullmatch(value) if value is not None else None
+    if match is None:
+        return value
+    try:
+        raw = base64.b64decode(match[1], validate=True)
+        # A second spelling of the same bytes is refused, so that no two readers differ.
+        return raw.decode("utf-8") if base64.b64encode(raw).decode("ascii") == match[1] else "\x00"
+    except (binascii.Error, UnicodeDecodeError):
+        return "\x00"
+
+
+def negotiated(requested: Any) -> str:
+    """The version `initialize` is answered with: the one asked for, or the newest of its era."""
+    return requested if requested in HANDSHAKE_VERSIONS else HANDSHAKE_VERSIONS[-1]
+
+
+def initialize_result(requested: Any, server_info: Mapping[str, Any]) -> dict[str, Any]:
+    """What `initialize` declares: tools, and nothing else."""
+    return {"protocolVersion": negotiated(requested), "capabilities": {"tools": {}}, "serverInfo": dict(server_info)}
+
+
+def discover_result(ttl_ms: int, server_info: Mapping[str, Any]) -> dict[str, Any]:
+    """What `server/discover` declares, private to this client and cacheable no longer than the handoff lives."""
+    capabilities: dict[str, Any] = {"tools": {}}
+    return stateless_result(
+        {"supportedVersions": list(STATELESS_VERSIONS), "capabilities": capabilities}, server_info, ttl_ms=ttl_ms
+    )
+
+
+def stateless_result(
+    value: Mapping[str, Any], server_info: Mapping[str, Any], *, ttl_ms: int | None = None
+) -> dict[str, Any]:
+    """A result as the stateless era wants it: `resultType`, who answered, and for lists how long they may be kept."""
+    meta = {**value.get("_meta", {}), META_SERVER_INFO: dict(server_info)}
+    cached = {} if ttl_ms is None else {"ttlMs": ttl_ms, "cacheScope": "private"}
+    return {**value, "resultType": "complete", **cached, "_meta": meta}
+
+
+_RESULT_KEYS: Final = ("content", "structuredContent", "isError", "_meta")
+
+
+def tool_result(value: Any) -> dict[str, Any] | None:
+    """The parts of a server's answer that are a tool's result; None when it is not one (a task, a question back)."""
+    if not isinstance(value, dict) or not isinstance(value.get("content"), list):
+        return None
+    if value.get("resultType", "complete") != "complete" or not isinstance(value.get("_meta", {}), dict):
+        return None
+    return {key: value[key] for key in _RESULT_KEYS if key in value}
