@@ -19,7 +19,7 @@ MAX_SLUG: Final = 40
 _SLUG: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*", re.ASCII)
 _HANDOFF: Final = re.compile(r"(?P<slug>[a-z0-9]+(?:-[a-z0-9]+)*)-(?P<day>[0-9]{8})", re.ASCII)
 _IDENTITY: Final = re.compile(
-    r"(?P<surface>[a-z]+(?:-[a-z]+)*)-handoff-(?P<slug>[a-z0-9]+(?:-[a-z0-9]+)*)-(?P<day>[0-9]{8})", re.ASCII
+    r"(?P<surface>[a-z]+(?:-[a-z]+)*?)-handoff-(?P<slug>[a-z0-9]+(?:-[a-z0-9]+)*)-(?P<day>[0-9]{8})", re.ASCII
 )
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 _SECRET: Final = re.compile(r"[A-Z][A-Z0-9_]{0,99}", re.ASCII)
@@ -68,7 +68,8 @@ class HandoffId:
         return cls(TaskSlug(match["slug"]), _day(match["day"], f"handoff id {text!r}"))
 
     def __str__(self) -> str:
-        return f"{self.slug}-{self.day:%Y%m%d}"
+        # Not strftime: it writes a year before 1000 with fewer than four digits.
+        return f"{self.slug}-{self.day.isoformat().replace('-', '')}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -134,6 +135,8 @@ class VaultPath:
         return VaultPath("/" + "/".join(self.segments[:-1]))
 
     def child(self, segment: str) -> VaultPath:
+        if "/" in segment:
+            raise ValueError(f"{segment!r} is more than one segment of a vault path")
         return VaultPath(f"{self.value.rstrip('/')}/{segment}")
 
     def is_within(self, other: VaultPath) -> bool:
@@ -223,5 +226,14 @@ class Layout:
 PROVISION_INTENT: Final = "PROVISION_INTENT"
 PROVISION_MANIFEST: Final = "PROVISION_MANIFEST"
 REVOCATION_MARK: Final = "REVOCATION_MARK"
-RECORDS: Final = frozenset({PROVISION_INTENT, PROVISION_MANIFEST, REVOCATION_MARK})
-"""The records of a handoff's life, which lie beside its secrets and are none."""
+_MINT_BEGUN: Final = "MINT_BEGUN_"
+
+
+def mint_begun(surface: str) -> str:
+    """The record that a credential which only its holder can revoke is about to be asked for on a surface."""
+    return _MINT_BEGUN + surface.upper()
+
+
+def is_record(name: str) -> bool:
+    """Whether a name in a handoff's folder is one of the records of its life, and not a secret."""
+    return name in {PROVISION_INTENT, PROVISION_MANIFEST, REVOCATION_MARK} or name.startswith(_MINT_BEGUN)

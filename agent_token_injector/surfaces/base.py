@@ -41,6 +41,10 @@ class MintRequest:
     """The handoff's own end: nothing minted may need to outlive it."""
     supplied: SecretStr | None = field(default=None, repr=False)
     """What the operator supplied, on surfaces whose vendor cannot mint."""
+    begin: Callable[[], None] = field(default=_nothing, repr=False)
+    """To be called right before the request that creates a credential, once all that can be checked without creating one
+    is checked. What it raises is passed on, and then nothing was requested. It leaves the record without which a
+    credential that only its holder can revoke counts as never asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,10 @@ class Surface(Protocol):
 
     @property
     def facts(self) -> SurfaceFacts: ...
+
+    def supply_hint(self, identity: IdentityName, request: Any) -> str:
+        """What an operator does to supply this credential; empty where the surface mints its own."""
+        ...
 
     def mint(self, order: MintRequest) -> Minted:
         """Make the credential, or take the operator's. Raises MintRefused, MintAmbiguous."""

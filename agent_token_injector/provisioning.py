@@ -1,0 +1,429 @@
+"""Step 0: `provision(spec, ctx)` mints every credential the spec asks for, or leaves none behind (H4, D2..D6).
+
+The order is the promise:
+
+1. the gate: a refusal costs nothing and touches nobody;
+2. the intent: every identity's name is in the vault, create-only, before the first is minted; it is also the lock;
+3. surface by surface: mint, store, read back and compare;
+4. the signed manifest, create-only: the only commit point. Until it exists nothing may spawn.
+
+Any failure, Ctrl-C included, undoes what was minted in reverse order. A process that is killed leaves the intent, by
+which `revoke`, or the next `provision` on the same machine, finds and ends what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import SecretStr
+
+from agent_token_injector.approval import Approval
+from agent_token_injector.audit import Decision
+from agent_token_injector.clock import human_duration, iso
+from agent_token_injector.context import HandoffContext
+from agent_token_injector.errors import (
+    AlreadyExists,
+    HandoffError,
+    MintAmbiguous,
+    MintRefused,
+    ProvisionFailed,
+    SettingsError,
+    VaultError,
+)
+from agent_token_injector.gate import GateReport, check
+from agent_token_injector.lease import Lease, LeaseState, MintKind, Recovery, Residue, shortest
+from agent_token_injector.manifest import (
+    PROVISION_INTENT,
+    PROVISION_MANIFEST,
+    REVOCATION_MARK,
+    AuditHead,
+    Holder,
+    ManifestState,
+    MintBegun,
+    ProvisionIntent,
+    ProvisionManifest,
+    SecretRecord,
+    read_record,
+    state_of,
+)
+from agent_token_injector.names import HandoffId, IdentityName, mint_begun
+from agent_token_injector.processes import ProcessId
+from agent_token_injector.revocation import Target, end_all, revoke
+from agent_token_injector.spec import HandoffSpec
+from agent_token_injector.surfaces.base import MintRequest, Surface
+
+Progress = Callable[[str, str, Mapping[str, Any]], None]
+"""Called with a step (`minting`, `minted`, ...), the surface, and details without secrets."""
+
+
+def _silent(_step: str, _surface: str, _detail: Mapping[str, Any]) -> None:
+    return None
+
+
+def provision(
+    spec: HandoffSpec,
+    ctx: HandoffContext,
+    *,
+    approvals: Sequence[Approval] = (),
+    supplied: Mapping[str, SecretStr] | None = None,
+    progress: Progress = _silent,
+) -> ProvisionManifest:
+    """Mint every credential the spec asks for, or leave none behind; return the signed manifest.
+
+    - Intents are durable before any surface is called.
+    - The signed manifest is the only commit point: until it exists nothing may spawn.
+    - Provisioning the same spec twice on one day returns the manifest that is there; another spec under the same id is
+      refused until the first is revoked.
+
+    `supplied` gives an operator's credential by surface where no vendor API mints one; without it the vault's supplied
+    path is read. Raises GateRefused before any effect; ProvisionFailed with `residue` naming whatever could not be
+    revoked; VaultUnreachable; AuditUnavailable. Does not start the agent and never returns a secret.
+    """
+    now = ctx.clock.now()
+    handoff = spec.handoff_id(now)
+    report = _pass_gate(spec, ctx, approvals, now)
+    surfaces = _resolve(spec, ctx)
+    offered = _supplied(spec, ctx, surfaces, supplied or {}, handoff)
+    existing = _existing(spec, ctx, handoff)
+    if existing is not None:
+        return existing
+    if ctx.signer is None:
+        raise SettingsError("this host has no provisioner's key", hint="provision where the signing key is")
+    return _Run(ctx, spec, handoff, report, surfaces, offered, progress).go()
+
+
+def _pass_gate(spec: HandoffSpec, ctx: HandoffContext, approvals: Sequence[Approval], now: datetime) -> GateReport:
+    report = check(spec, ctx.policy, now, approvals=approvals, layout=ctx.layout)
+    ctx.audit.record(
+        spec.handoff_id(now),
+        "gate.checked",
+        decision=Decision.ALLOWED if report.ok else Decision.REFUSED,
+        reason=report.refusals[0].code if report.refusals else "",
+        detail={"spec": report.spec_digest, "policy": report.policy_digest, "codes": [f.code for f in report.findings]},
+    )
+    report.raise_if_refused()
+    return report
+
+
+def _resolve(spec: HandoffSpec, ctx: HandoffContext) -> dict[str, Surface]:
+    """The surfaces, all of them usable, before anything is written."""
+    missing = [name for name in spec.surfaces.requested() if name not in ctx.surfaces]
+    if missing:
+        raise ProvisionFailed(
+            f"{missing[0]} cannot be provisioned",
+            surface=missing[0],
+            cause=f"this version provisions {', '.join(ctx.surfaces)}",
+            hint="leave the surface out of the spec; nothing was minted",
+        )
+    return {name: ctx.surfaces[name] for name in spec.surfaces.requested()}
+
+
+def _supplied(
+    spec: HandoffSpec,
+    ctx: HandoffContext,
+    surfaces: Mapping[str, Surface],
+    given: Mapping[str, SecretStr],
+    handoff: HandoffId,
+) -> dict[str, SecretStr]:
+    """The operator's credentials, all of them there, before anything is minted."""
+    strangers = sorted(set(given) - {n for n, s in surfaces.items() if s.facts.kind is MintKind.OPERATOR_SUPPLIED})
+    if strangers:
+        raise ProvisionFailed(
+            f"a credential was supplied for {strangers[0]}, which takes none",
+            surface=strangers[0],
+            hint="supply only what the spec asks for and no API can mint; nothing was minted",
+        )
+    found: dict[str, SecretStr] = {}
+    for name, surface in surfaces.items():
+        if surface.facts.kind is not MintKind.OPERATOR_SUPPLIED:
+            continue
+        secret_name = next(iter(surface.facts.secrets))
+        value = given.get(name) or ctx.supplied(spec.slug, secret_name)
+        if value is None:
+            raise ProvisionFailed(
+                f"{name} needs a credential that only an operator can make",
+                surface=name,
+                cause=f"none was supplied for {handoff}",
+                hint=surface.supply_hint(
+                    IdentityName(surface.facts.identity_prefix, handoff), getattr(spec.surfaces, name)
+                ),
+            )
+        found[name] = value
+    return found
+
+
+def _existing(spec: HandoffSpec, ctx: HandoffContext, handoff: HandoffId) -> ProvisionManifest | None:
+    """The manifest already there for this very spec; None when the way is free. Clears debris of a dead provisioner."""
+    folder = ctx.read_folder(handoff)
+    if folder is None:
+        return None
+    state = state_of(folder)
+    if state is ManifestState.PROVISIONED:
+        manifest = read_record(folder, PROVISION_MANIFEST, ProvisionManifest)
+        assert manifest is not None  # noqa: S101 - the state says that it is there
+        manifest.verify(handoff, ctx.trusted)
+        if manifest.spec_digest != spec.digest:
+            raise ProvisionFailed(
+                f"{handoff} is already provisioned from another spec",
+                cause=f"there it is {manifest.spec_digest[:19]}, here {spec.digest[:19]}",
+                hint=f"`handoff revoke {handoff}` first; nothing was minted",
+            )
+        manifest.check_time(ctx.clock.now())
+        return manifest
+    intent = read_record(folder, PROVISION_INTENT, ProvisionIntent)
+    if state is ManifestState.PROVISIONING and intent is not None:
+        alive = ProcessId(**intent.holder.to_dict()).is_alive()
+        if alive or (alive is None and ctx.clock.now() < intent.deadline):
+            raise ProvisionFailed(
+                f"{handoff} is being provisioned by another process",
+                cause=f"pid {intent.holder.pid}, since {iso(intent.begun_at)}" if alive else "on another machine",
+                hint=f"wait until {iso(intent.deadline)}, or `handoff revoke {handoff}`; nothing was minted",
+            )
+    if state is ManifestState.PROVISIONING and intent is None:
+        return None  # An empty folder: whoever made it was killed before the intent, so nothing was asked for.
+    receipt = revoke(str(handoff), ctx, reason="debris of an earlier provisioning")
+    if not receipt.ok:
+        raise ProvisionFailed(
+            f"what an earlier provisioning of {handoff} left could not be cleared",
+            residue=receipt.residue,
+            hint=f"`handoff revoke {handoff}` until it succeeds; nothing new was minted",
+        )
+    return None
+
+
+@dataclass
+class _Run:
+    """One provisioning, from the intent to the commit or the undo."""
+
+    ctx: HandoffContext
+    spec: HandoffSpec
+    handoff: HandoffId
+    report: GateReport
+    surfaces: Mapping[str, Surface]
+    offered: Mapping[str, SecretStr] = field(repr=False)
+    progress: Progress
+    targets: list[Target] = field(default_factory=list, repr=False)
+    residue: list[Residue] = field(default_factory=list)
+    records: list[SecretRecord] = field(default_factory=list)
+    at: str = ""
+    asked_for: bool = False
+    """Whether the request that creates the present surface's credential may have left."""
+
+    def go(self) -> ProvisionManifest:
+        begun = self.ctx.clock.now()
+        self._audit("provision.started", Decision.ALLOWED, detail={"surfaces": list(self.surfaces)})
+        self._write_intent(begun)
+        try:
+            leases = tuple(self._one(name, surface, begun) for name, surface in self.surfaces.items())
+            return self._commit(leases, begun)
+        except BaseException as error:
+            self._undo(error)
+            raise
+
+    def _write_intent(self, begun: datetime) -> None:
+        identities = {name: str(self._identity(surface)) for name, surface in self.surfaces.items()}
+        me = ProcessId.current()
+        intent = ProvisionIntent(
+            handoff_id=str(self.handoff),
+            spec_digest=self.spec.digest,
+            identities=identities,
+            begun_at=begun,
+            deadline=begun + self.ctx.provision_deadline,
+            holder=Holder(boot=me.boot, pid=me.pid, started=me.started),
+        )
+        path = self.ctx.path_of(self.handoff)
+        with suppress(AlreadyExists):
+            self.ctx.vault.create_folder(path)
+        try:
+            self.ctx.vault.create_secret(path, PROVISION_INTENT, intent.to_secret())
+        except AlreadyExists:
+            raise ProvisionFailed(
+                f"{self.handoff} is being provisioned by another process",
+                cause="it was there a moment earlier",
+                hint="wait for it; nothing was minted here",
+            ) from None
+
+    def _identity(self, surface: Surface) -> IdentityName:
+        return IdentityName(surface.facts.identity_prefix, self.handoff)
+
+    def _one(self, name: str, surface: Surface, begun: datetime) -> Lease:
+        """Mint, store, read back: one surface."""
+        self.at, self.asked_for = name, False
+        self._still_wanted(begun)
+        identity = self._identity(surface)
+        order = MintRequest(
+            handoff=self.handoff,
+            identity=identity,
+            request=getattr(self.spec.surfaces, name),
+            not_after=begun + self.spec.expires_in,
+            supplied=self.offered.get(name),
+            begin=lambda: self._begin(name, surface, identity),
+        )
+        self.progress("minting", name, {"identity": str(identity), "kind": surface.facts.kind.value})
+        self._audit("mint.requested", Decision.ALLOWED, surface=name, target=str(identity))
+        minted = surface.mint(order)
+        self.targets.append(
+            Target(minted.lease, minted.secrets, handed_over=minted.lease.kind is not MintKind.OPERATOR_SUPPLIED)
+        )
+        self.ctx.audit.add_secrets(minted.secrets.values())
+        path = self.ctx.path_of(self.handoff)
+        for secret_name, value in minted.secrets.items():
+            self.ctx.vault.create_secret(path, secret_name, value)
+            env = surface.facts.secrets[secret_name]
+            self.records.append(SecretRecord.of(secret_name, value, env=env, surface=name))
+        minted.recorded()
+        self._audit("mint.done", Decision.DONE, surface=name, target=str(identity))
+        lease = surface.verify(minted.lease, minted.secrets, order)
+        self._audit(
+            "verify.done",
+            Decision.DONE,
+            surface=name,
+            target=str(identity),
+            detail={"expires": lease.describe_lifetime()},
+        )
+        self.progress("minted", name, {"identity": str(identity), "lease": lease})
+        return lease
+
+    def _begin(self, name: str, surface: Surface, identity: IdentityName) -> None:
+        if surface.facts.recovery is not Recovery.BY_NAME:
+            self._record_begun(name, identity)
+        self.asked_for = True
+
+    def _record_begun(self, name: str, identity: IdentityName) -> None:
+        begun = MintBegun(surface=name, identity=str(identity), at=self.ctx.clock.now())
+        self.ctx.vault.create_secret(self.ctx.path_of(self.handoff), mint_begun(name), begun.to_secret())
+
+    def _still_wanted(self, begun: datetime) -> None:
+        """Stop early when someone is revoking this handoff, or when we have become debris ourselves."""
+        folder = self.ctx.read_folder(self.handoff)
+        if folder is None or REVOCATION_MARK in folder:
+            raise ProvisionFailed(f"{self.handoff} is being revoked", hint="it was stopped on purpose")
+        # A provisioner gives up sooner than its deadline, after which others may clear what it does.
+        if self.ctx.clock.now() > begun + self.ctx.provision_deadline * 0.8:
+            raise ProvisionFailed(
+                f"{self.handoff} took too long to provision",
+                cause=f"more than {human_duration(self.ctx.provision_deadline * 0.8)}",
+                hint="try again",
+            )
+
+    def _commit(self, leases: tuple[Lease, ...], begun: datetime) -> ProvisionManifest:
+        self.at = ""
+        assert self.ctx.signer is not None  # noqa: S101 - provision() has checked it
+        key = self.ctx.signer()
+        requested = begun + self.spec.expires_in
+        expires_at, limited_by = shortest(leases, requested)
+        if expires_at <= self.ctx.clock.now() + timedelta(minutes=1):
+            raise ProvisionFailed(
+                f"{self.handoff} would end at once",
+                surface=limited_by,
+                cause=f"its {limited_by} credential lives until {iso(expires_at)}",
+            )
+        self._still_wanted(begun)
+        self._audit(
+            "provision.committed", Decision.ALLOWED, detail={"expires": iso(expires_at), "limited_by": limited_by or ""}
+        )
+        head = self.ctx.audit.head(self.handoff)
+        manifest = ProvisionManifest(
+            handoff_id=str(self.handoff),
+            task_slug=self.spec.task_slug,
+            spec=self.spec.to_dict(),
+            spec_digest=self.spec.digest,
+            policy_digest=self.report.policy_digest,
+            provisioned_at=begun,
+            expires_at=expires_at,
+            requested_until=requested,
+            limited_by=limited_by,
+            leases=leases,
+            secrets=tuple(self.records),
+            approvals=self.report.approvals,
+            audit_head=AuditHead(seq=head.seq, digest=head.digest),
+            key_id=key.key_id,
+        ).sign(key)
+        path = self.ctx.path_of(self.handoff)
+        self.ctx.vault.create_secret(path, PROVISION_MANIFEST, manifest.to_secret())
+        # A revocation that began meanwhile has seen no manifest; it is we who must end what it could not know of.
+        self._still_wanted(begun)
+        self.progress("committed", "", {"manifest": manifest})
+        return manifest
+
+    def _undo(self, error: BaseException) -> None:
+        """End what was minted, in reverse order, and raise what happened with exactly what is left."""
+        if self.at and not isinstance(error, MintRefused) and self.at not in {t.lease.surface for t in self.targets}:
+            self._reconcile(error)
+        self.progress("undoing", self.at, {})
+        for target in reversed(self.targets):
+            for outcome in end_all(self.ctx, self.handoff, [target]):
+                if outcome.residue is not None:
+                    self.residue.append(outcome.residue)
+        if not self.residue:
+            try:
+                self.ctx.vault.delete_folder(self.ctx.path_of(self.handoff))
+            except VaultError as failure:
+                self.residue.append(self._left_path(str(failure)))
+        self.ctx.audit.record_or_spool(
+            self.handoff,
+            "provision.failed",
+            decision=Decision.FAILED,
+            surface=self.at,
+            reason=error.code if isinstance(error, HandoffError) else type(error).__name__,
+            detail={"residue": [item.surface for item in self.residue]},
+        )
+        if isinstance(error, HandoffError):
+            raise ProvisionFailed(
+                f"provisioning {self.handoff} failed" + (f" at {self.at}" if self.at else ""),
+                surface=self.at or None,
+                residue=self.residue,
+                cause=str(error),
+                hint=error.hint if not self.residue else f"`handoff revoke {self.handoff}` until nothing is left",
+            ) from error
+        if self.residue:
+            raise ProvisionFailed(
+                f"provisioning {self.handoff} was interrupted",
+                surface=self.at or None,
+                residue=self.residue,
+                hint=f"`handoff revoke {self.handoff}` until nothing is left",
+            ) from error
+
+    def _reconcile(self, error: BaseException) -> None:
+        """A mint whose outcome is not known is looked up by name, never asked for again (D3)."""
+        surface = self.surfaces[self.at]
+        identity = self._identity(surface)
+        if surface.facts.recovery is not Recovery.BY_NAME and not self.asked_for:
+            return
+        began = self.ctx.clock.now() - self.ctx.provision_deadline
+        bound = error.live_until if isinstance(error, MintAmbiguous) else None
+        try:
+            search = surface.find(identity, began)
+        except HandoffError as failure:
+            self.residue.append(self._maybe_alive(surface, identity, str(failure), bound))
+            return
+        self.targets.extend(Target(lease, {}) for lease in search.leases)
+        if not search.certain:
+            self.residue.append(self._maybe_alive(surface, identity, search.why, search.live_until or bound))
+
+    def _maybe_alive(self, surface: Surface, identity: IdentityName, why: str, until: datetime | None) -> Residue:
+        return Residue(
+            surface=surface.facts.surface,
+            identity=str(identity),
+            state=LeaseState.IRREVOCABLE,
+            why=f"it may have been minted: {why}",
+            live_until=until,
+            next_step=f"run `handoff revoke {self.handoff}` again after that",
+        )
+
+    def _left_path(self, why: str) -> Residue:
+        return Residue(
+            surface="vault",
+            identity=str(self.ctx.path_of(self.handoff)),
+            state=LeaseState.IRREVOCABLE,
+            why=f"the path could not be deleted: {why}",
+            live_until=None,
+            next_step=f"run `handoff revoke {self.handoff}` again",
+        )
+
+    def _audit(self, action: str, decision: Decision, **fields: Any) -> None:
+        self.ctx.audit.record(self.handoff, action, decision=decision, **fields)
