@@ -1,0 +1,1 @@
+"""Launchers: what starts an agent and ends it again."""
