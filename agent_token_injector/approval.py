@@ -7,7 +7,8 @@ lies beside the spec as JSON (`handoff-spec.approvals.json`), where a reviewer c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,7 +16,7 @@ from typing import Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from agent_token_injector.clock import iso
-from agent_token_injector.errors import ApprovalError, SignatureInvalid
+from agent_token_injector.errors import ApprovalError, SettingsError, SignatureInvalid
 from agent_token_injector.signing import SigningKey, VerifyKey
 from agent_token_injector.spec import HandoffSpec, strict_json
 
@@ -52,8 +53,7 @@ class Approval(BaseModel):
 
     def problem(self, spec_digest: str, operators: Mapping[str, tuple[str, ...]], now: datetime) -> str | None:
         """Why this approval is not valid for the spec at `now`; None when it is."""
-        keys = [VerifyKey.parse(key) for key in operators.get(self.operator, ())]
-        key = next((key for key in keys if key.key_id == self.key_id), None)
+        key = next((key for key in _readable(operators.get(self.operator, ())) if key.key_id == self.key_id), None)
         if key is None:
             return f"{self.operator} with key {self.key_id} is not an operator that the configuration lists"
         try:
@@ -64,9 +64,16 @@ class Approval(BaseModel):
             return "the spec was edited after it was approved"
         if now >= self.expires_at:
             return f"it expired {iso(self.expires_at)}"
-        if now < self.approved_at - timedelta(minutes=5):
+        if now + timedelta(minutes=5) < self.approved_at:
             return f"it is dated in the future ({iso(self.approved_at)})"
         return None
+
+
+def _readable(keys: Iterable[str]) -> Iterator[VerifyKey]:
+    for key in keys:
+        # A key that cannot be read has signed nothing; settings.py refuses it where an operator writes it.
+        with suppress(SettingsError):
+            yield VerifyKey.parse(key)
 
 
 def required_approvals(spec: HandoffSpec) -> tuple[tuple[str, str], ...]:

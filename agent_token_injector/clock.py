@@ -80,7 +80,7 @@ def parse_iso(text: str) -> datetime:
 
 
 def human_duration(span: timedelta) -> str:
-    """A span for people: `59 min`, `4 h`, `1 h 30 min`, `45 s`. Negative spans read as `0 s`."""
+    """A span for people: `59 min`, `4 h`, `1 h 30 min`, `24 h 1 s`, `45 s`. Negative spans read as `0 s`."""
     seconds = max(0, round(span.total_seconds()))
     if seconds < 60:
         return f"{seconds} s"
@@ -89,6 +89,6 @@ def human_duration(span: timedelta) -> str:
     parts = [f"{hours} h"] if hours else []
     if minutes:
         parts.append(f"{minutes} min")
-    if secs and not hours:
+    if secs:
         parts.append(f"{secs} s")
     return " ".join(parts)

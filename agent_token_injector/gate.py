@@ -10,7 +10,7 @@ report also carries the ADR's §6.2 checklist with every box marked from those f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -190,7 +190,7 @@ def _github_detail(case: Case) -> tuple[str, ...]:
     if request is None:
         return ()
     permissions = ", ".join(f"{name}:{level}" for name, level in request.permissions.items())
-    ceiling = request.expires_in or case.policy.surface_lifetimes[f"github:{request.method}"]
+    ceiling = request.expires_in or case.policy.ceiling(f"github:{request.method}")
     return (
         f"{request.repository}: {permissions or 'nothing'}; {request.method}, {human_duration(ceiling)} at most",
         f"protected-branch push disabled: {', '.join(sorted(case.policy.protected_branches))}",
@@ -230,6 +230,9 @@ def _context(case: Case, codes: set[str]) -> Iterator[ChecklistItem]:
 
     yield line("Task slug", spec.task_slug)
     yield line("Expected runtime", human_duration(spec.expected_runtime), "H3.runtime", "H3.lifetime-positive")
-    yield line("Handoff expires at (UTC)", iso(case.now + spec.expires_in), "H3.lifetime", "H3.lifetime-positive")
+    # A span that no calendar holds is refused by H3.lifetime, and leaves the line blank.
+    room = datetime.min.replace(tzinfo=UTC) - case.now < spec.expires_in < datetime.max.replace(tzinfo=UTC) - case.now
+    expires = iso(case.now + spec.expires_in) if room else ""
+    yield line("Handoff expires at (UTC)", expires, "H3.lifetime", "H3.lifetime-positive")
     yield line("Operator who approved", spec.operator, "H5.operator")
     yield line("Linked card", spec.card, "H5.card")

@@ -145,10 +145,15 @@ LOADER_NAMES: Final[tuple[str, ...]] = (
 )
 
 ADMIN_NAMES: Final[tuple[str, ...]] = (
-    # ADR §6.2 "No admin env vars": names under which admin identities and their configuration travel.
+    # ADR §6.2 "No admin env vars": names under which admin identities and this tool's own configuration travel.
     *("*ADMIN*", "*ROOT_TOKEN*", "*MASTER_KEY*", "*SERVICE_ACCOUNT*", "*PRIVATE_KEY*", "*BOOTSTRAP*"),
-    *("HANDOFF_*", "INFISICAL_*", "VAULT_*", "GH_*", "GITHUB_*", "STRIPE_*", "CLOUDFLARE_*", "CF_*", "HEROKU_*"),
-    *("AWS_*", "AZURE_*", "GOOGLE_*", "GCP_*", "ALPACA_*", "APCA_*", "APPLE_*", "ANTHROPIC_*", "OPENAI_*", "CLAUDE_*"),
+    *("HANDOFF_*", "INFISICAL_*", "VAULT_*"),
+)
+
+VENDOR_NAMES: Final[tuple[str, ...]] = (
+    # The agent's environment has these from its surfaces or not at all; an MCP server may be told a vendor's address.
+    *("GH_*", "GITHUB_*", "STRIPE_*", "CLOUDFLARE_*", "CF_*", "HEROKU_*", "AWS_*", "AZURE_*", "GOOGLE_*", "GCP_*"),
+    *("ALPACA_*", "APCA_*", "APPLE_*", "ANTHROPIC_*", "OPENAI_*", "CLAUDE_*"),
 )
 
 CREDENTIAL_NAMES: Final[tuple[str, ...]] = (
@@ -246,6 +251,10 @@ class Policy(BaseModel):
     def digest(self) -> str:
         """`sha256:<hex>` of the policy: which rules a manifest was made under."""
         return digest(POLICY_TYPE, self.to_dict())
+
+    def ceiling(self, surface: str) -> timedelta:
+        """The longest a credential of `surface` may live; nothing at all where a policy made in code left it out."""
+        return self.surface_lifetimes.get(surface, timedelta(0))
 
     def to_dict(self) -> dict[str, Any]:
         """The policy as plain JSON; sets in order, so that one policy has one digest."""

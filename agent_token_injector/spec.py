@@ -23,12 +23,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
     StringConstraints,
     ValidationError,
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import CoreSchema
 
 from agent_token_injector import names
 from agent_token_injector.errors import SpecError
@@ -36,6 +38,7 @@ from agent_token_injector.signing import canonical, digest
 
 SPEC_TYPE: Final = "agent_token_injector/handoff-spec/v1"
 MAX_SPEC_BYTES: Final = 256 * 1024
+MAX_SPEC_DEPTH: Final = 64
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -243,6 +246,12 @@ class ToolGrant(_Part):
         return self
 
 
+class _OrItsName:
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 128}, handler(core)]}
+
+
 class RevokedByHand(_Part):
     """Who ends what outlives the task when nothing does so by itself (ADR §4.4, §6.2)."""
 
@@ -278,7 +287,7 @@ class HandoffSpec(_Part):
     expires_in: timedelta
     surfaces: Surfaces = Surfaces()
     mcp_servers: FrozenMap[ServerName, McpServer] = Field(default_factory=dict)
-    mcp_tools: tuple[ToolGrant, ...] = ()
+    mcp_tools: tuple[Annotated[ToolGrant, _OrItsName], ...] = ()
     mcp_tools_excluded: tuple[ToolName, ...] = ()
     env: FrozenMap[EnvName, Annotated[str, StringConstraints(max_length=8192, pattern=r"^[^\x00]*$")]] = Field(
         default_factory=dict
@@ -320,7 +329,10 @@ class HandoffSpec(_Part):
         """Read a spec from JSON text. Raises SpecError: duplicate keys, NaN, bad UTF-8 and unknown fields included."""
         document = strict_json(text, what="the spec")
         try:
-            return cls.model_validate_json(canonical(document))
+            plain = canonical(document)
+            # Twice: 2^53 as a float is written as an integer, which is then too large to have a digest.
+            canonical(json.loads(plain))
+            return cls.model_validate_json(plain)
         except ValidationError as error:
             raise _spec_error(error) from None
         except ValueError as error:
@@ -337,7 +349,10 @@ def strict_json(text: str | bytes, *, what: str) -> Any:
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
         decoded.encode("utf-8")
-        return json.loads(decoded, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        document = json.loads(decoded, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        _no_depth(document)
+        # Writing it out again finds what reading lets through: escaped lone surrogates, and 1e999 read as infinity.
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeError:
         raise SpecError(f"{what} is not valid UTF-8") from None
     except json.JSONDecodeError as error:
@@ -355,6 +370,7 @@ def strict_json(text: str | bytes, *, what: str) -> Any:
         ) from None
     except ValueError as error:
         raise SpecError(f"{what} holds a number that JSON does not have", cause=str(error)) from None
+    return document
 
 
 class _DuplicateKeyError(Exception):
@@ -370,6 +386,21 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _DuplicateKeyError(key)
         found[key] = value
     return found
+
+
+def _no_depth(document: Any) -> None:
+    # Counted, not left to the interpreter: where recursion ends differs between Python's versions and libraries.
+    level = [document]
+    for _ in range(MAX_SPEC_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise RecursionError
 
 
 def _no_constant(text: str) -> Any:

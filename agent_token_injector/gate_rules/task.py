@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Final
 
 from agent_token_injector.clock import human_duration
 from agent_token_injector.gate_rules.case import Case, Finding
@@ -11,8 +12,10 @@ from agent_token_injector.policy import (
     ADMIN_NAMES,
     CREDENTIAL_NAMES,
     CREDENTIAL_SHAPES,
+    GRANTED_NAMES,
     LOADER_NAMES,
     REVOCATION_PATHS,
+    VENDOR_NAMES,
     name_matches,
 )
 from agent_token_injector.spec import HandoffSpec
@@ -20,20 +23,29 @@ from agent_token_injector.spec import HandoffSpec
 
 def task(case: Case) -> Iterator[Finding]:
     """Who answers for the handoff, and for what card (H5)."""
-    if not case.spec.operator.strip():
+    if not _says_something(case.spec.operator):
         yield Finding(
             code="H5.operator",
             surface="task",
             what="no operator is named",
             mend='name who answers for this handoff: "operator": "you@example.com"',
         )
-    if not case.spec.card.strip().lstrip("#").strip():
+    if not _says_something(case.spec.card):
         yield Finding(
             code="H5.card",
             surface="task",
             what="no card is linked",
             mend='link the card that this task comes from: "card": "#3206"',
         )
+
+
+# The names of minted credentials are taken: a plain value under one would stand in for the minted one.
+_MINTED: Final = tuple(name for granted in GRANTED_NAMES.values() for name in granted)
+
+
+def _says_something(text: str) -> bool:
+    # Not strip(): a zero-width space, a lone # or a dash is no name either.
+    return any(char.isalnum() for char in text)
 
 
 def ceilings(case: Case) -> Iterator[Finding]:
@@ -88,7 +100,7 @@ def lifetime(case: Case) -> Iterator[Finding]:
             mend=f'ask for {limit} at most, or "revocation": {{"by_hand": {{"who": "...", "how": "..."}}}}',
         )
     for surface, asked in _asked_lifetimes(spec):
-        ceiling = policy.surface_lifetimes[surface]
+        ceiling = policy.ceiling(surface)
         if asked <= timedelta(0) or asked > ceiling:
             yield Finding(
                 code="H3.surface-lifetime",
@@ -108,7 +120,7 @@ def lifetime(case: Case) -> Iterator[Finding]:
 def _asked_lifetimes(spec: HandoffSpec) -> Iterator[tuple[str, timedelta]]:
     for name, request in spec.surfaces.requested().items():
         key = f"github:{spec.surfaces.github.method}" if name == "github" and spec.surfaces.github else name
-        asked = getattr(request, "duration", None) or getattr(request, "expires_in", None)
+        asked = getattr(request, "duration", getattr(request, "expires_in", None))
         if asked is not None:
             yield key, asked
 
@@ -130,8 +142,9 @@ def surfaces(case: Case) -> Iterator[Finding]:
                 what="nobody has written down who can revoke it, and where",
                 mend="a surface without a kill-switch is not handed over",
             )
-    if case.spec.surfaces.alpaca is not None or case.spec.surfaces.stripe is not None:
-        name = "alpaca" if case.spec.surfaces.alpaca is not None else "stripe"
+    for name in ("stripe", "alpaca"):
+        if name not in case.spec.surfaces.requested():
+            continue
         yield Finding(
             code="H2.revoked-by-a-person",
             severity="warn",
@@ -157,7 +170,7 @@ def environment(case: Case) -> Iterator[Finding]:
     for where, name in named:
         if name_matches(name, LOADER_NAMES):
             yield _loader(where, name)
-        elif name_matches(name, ADMIN_NAMES):
+        elif name_matches(name, ADMIN_NAMES + _MINTED) or (where == "env" and name_matches(name, VENDOR_NAMES)):
             yield Finding(
                 code="H1.env-admin",
                 surface=where,

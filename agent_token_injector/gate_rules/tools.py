@@ -10,6 +10,7 @@ from agent_token_injector.gate_rules.case import Case, Finding, forbidden_name
 from agent_token_injector.policy import GRANTED_NAMES
 from agent_token_injector.spec import ToolGrant, thaw
 
+SCHEMA_REF: Final = re.compile(r"\$(?:dynamic|recursive)?ref", re.IGNORECASE)
 TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
 
@@ -45,7 +46,7 @@ def _lists(case: Case) -> Iterator[Finding]:
 
 
 def _grant(case: Case, grant: ToolGrant) -> Iterator[Finding]:
-    readings = {grant.name} | ({grant.tool, f"{grant.server}_{grant.tool}"} if grant.tool else set())
+    readings = _readings(case, grant)
     if readings & set(case.spec.mcp_tools_excluded):
         yield _tool("mcp.contradiction", f"{grant.name} is both granted and excluded", "take it out of one of them")
     if not _is_vault(case, grant):
@@ -59,8 +60,18 @@ def _grant(case: Case, grant: ToolGrant) -> Iterator[Finding]:
         yield _tool("mcp.server-unknown", f"{grant.name} is on {grant.server!r}, which is not declared", "declare it")
     elif grant.server is None and not servers:
         yield _tool("mcp.server-unknown", f"{grant.name} is granted and no server is declared", 'add "mcp_servers"')
-    if grant.arguments is not None and "$ref" in str(thaw(grant.arguments)):
+    if grant.arguments is not None and SCHEMA_REF.search(str(thaw(grant.arguments))):
         yield _tool("mcp.schema-ref", f"the arguments of {grant.name} refer to another schema", "write it out in place")
+
+
+def _readings(case: Case, grant: ToolGrant) -> set[str]:
+    """Every name by which an exclusion or a reader could mean the granted tool."""
+    if grant.tool is not None:
+        return {grant.name, grant.tool, f"{grant.server}_{grant.tool}"}
+    # A plain string is `<server>_<tool>` or a tool's own name; which one is only known once the servers run.
+    servers = case.spec.mcp_servers
+    own = {grant.name.removeprefix(f"{server}_") for server in servers}
+    return {grant.name, *own, *(f"{server}_{grant.name}" for server in servers)}
 
 
 def _is_vault(case: Case, grant: ToolGrant) -> bool:

@@ -20,6 +20,12 @@ HOST_NAME: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]
 APP_NAME: Final = re.compile(r"[a-z][a-z0-9-]{1,28}[a-z0-9]", re.ASCII)
 
 
+BRANCH: Final = re.compile(r"[a-z0-9_](?:[a-z0-9._#-]|/(?=[a-z0-9_#-]))*", re.ASCII)
+
+
+STAGE: Final = re.compile(r"[a-z][a-z-]{0,30}", re.ASCII)
+
+
 ARN: Final = re.compile(
     r"arn:aws[a-z-]*:(?P<service>[a-z0-9]+):[a-z0-9-]*:(?P<account>[0-9]{12}|):(?P<rest>.+)", re.ASCII
 )
@@ -61,7 +67,7 @@ def github(case: Case) -> Iterator[Finding]:
     request = case.spec.surfaces.github
     if request is None:
         return
-    if not REPOSITORY.fullmatch(request.repository) or ".." in request.repository:
+    if not REPOSITORY.fullmatch(request.repository) or ".." in request.repository or request.repository.endswith("/."):
         every = "*" in request.repository or request.repository.lower() in {"all", "all-repositories"}
         yield Finding(
             code="H1.github-all-repositories" if every or "/" not in request.repository else "H1.github-repository",
@@ -104,9 +110,9 @@ def _github_permission(policy: Policy, name: str, level: str) -> Iterator[Findin
 
 
 def _is_protected(branch: str, policy: Policy) -> bool:
-    name = branch.strip().lower().removeprefix("refs/").removeprefix("heads/")
-    # A pattern could mean a protected branch, so it is taken to.
-    return name in policy.protected_branches or any(char in name for char in "*?[") or not name.isascii()
+    name = re.sub(r"^(?:(?:refs|heads|remotes|origin)/)+", "", branch.strip().lower())
+    # A pattern, a refspec (`HEAD:main`, `+main`) or a look-alike could mean a protected branch, so it is taken to.
+    return name in policy.protected_branches or not BRANCH.fullmatch(name)
 
 
 def live_finance(case: Case) -> Iterator[Finding]:
@@ -180,8 +186,10 @@ def aws(case: Case) -> Iterator[Finding]:
             )
         match = ARN.fullmatch(grant.resource)
         service = grant.action.partition(":")[0]
+        # Only S3's ARNs come without an account.
+        accounts = {request.account, ""} if service == "s3" else {request.account}
         prefix = grant.resource.removesuffix("/*") if service in {"ssm", "s3"} else grant.resource
-        if match is None or match["service"] != service or match["account"] not in {request.account, ""}:
+        if match is None or match["service"] != service or match["account"] not in accounts:
             yield Finding(
                 code="H1.aws-resource",
                 surface="aws",
@@ -195,7 +203,7 @@ def aws(case: Case) -> Iterator[Finding]:
                 what=f"{grant.resource!r} has a wildcard",
                 mend="name one resource; for SSM and S3 one prefix that ends in /*",
             )
-        elif service in {"ssm", "s3"} and "/" not in match["rest"].removesuffix("/*"):
+        elif service in {"ssm", "s3"} and "/" not in match["rest"].removesuffix("/*").strip("/"):
             yield Finding(
                 code="H1.aws-wildcard",
                 surface="aws",
@@ -257,7 +265,8 @@ def heroku(case: Case) -> Iterator[Finding]:
                 mend="ask for config_vars, or for deploy with a pipeline_stage",
             )
     deploys, configures = "deploy" in request.permissions, "config_vars" in request.permissions
-    if deploys == configures or deploys != (request.pipeline_stage is not None):
+    stage = request.pipeline_stage
+    if deploys == configures or deploys != (stage is not None) or (stage is not None and not STAGE.fullmatch(stage)):
         yield Finding(
             code="H1.heroku-one-purpose",
             surface="heroku",
