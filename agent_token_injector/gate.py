@@ -19,8 +19,9 @@ from agent_token_injector.approval import Approval, required_approvals
 from agent_token_injector.clock import human_duration, iso
 from agent_token_injector.errors import GateRefused
 from agent_token_injector.gate_rules import RULES, Case, Finding
+from agent_token_injector.masking import MASK
 from agent_token_injector.names import Layout
-from agent_token_injector.policy import REVOCATION_PATHS, Policy
+from agent_token_injector.policy import CREDENTIAL_SHAPES, REVOCATION_PATHS, Policy
 from agent_token_injector.spec import HandoffSpec
 
 __all__ = ["ChecklistItem", "Finding", "GateReport", "check"]
@@ -215,10 +216,15 @@ def _ending(case: Case, *, long: bool) -> str:
     if case.spec.revocation.velvet:
         return "enrolled in subscription-manifest.yml with auto_revoke_after"
     if by_hand is not None:
-        return f"{by_hand.who} revokes by hand: {by_hand.how}"
+        return f"{_shown(by_hand.who)} revokes by hand: {_shown(by_hand.how)}"
     if long:
         return "nobody is named who revokes it"
     return "under one hour: revoked on task completion"
+
+
+def _shown(text: str) -> str:
+    """A text of the spec for people; a report does not repeat what looks like a credential (H6)."""
+    return MASK if CREDENTIAL_SHAPES.search(text) else text
 
 
 def _context(case: Case, codes: set[str]) -> Iterator[ChecklistItem]:
@@ -226,7 +232,7 @@ def _context(case: Case, codes: set[str]) -> Iterator[ChecklistItem]:
 
     def line(title: str, value: str, *bad: str) -> ChecklistItem:
         mark: Mark = " " if codes.intersection(bad) else "x"
-        return ChecklistItem(section="Task context", title=f"{title}: {value or '______'}", mark=mark)
+        return ChecklistItem(section="Task context", title=f"{title}: {_shown(value) or '______'}", mark=mark)
 
     yield line("Task slug", spec.task_slug)
     yield line("Expected runtime", human_duration(spec.expected_runtime), "H3.runtime", "H3.lifetime-positive")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from agent_token_injector.clock import human_duration
 from agent_token_injector.gate_rules.case import Case, Finding
@@ -158,12 +158,9 @@ def environment(case: Case) -> Iterator[Finding]:
     """Only scoped credentials reach the agent; nothing that changes how programs start (H6, D7)."""
     spec = case.spec
     named = [("env", name) for name in spec.env]
-    plain = [("env", name, value) for name, value in spec.env.items()]
     for server, definition in spec.mcp_servers.items():
         where = f"mcp_servers.{server}"
         named += [(f"{where}.plain_env", name) for name in definition.plain_env]
-        plain += [(f"{where}.plain_env", name, value) for name, value in definition.plain_env.items()]
-        plain += [(f"{where}.command", "", word) for word in definition.command]
         for name in definition.env:
             if name_matches(name, LOADER_NAMES):
                 yield _loader(f"{where}.env", name)
@@ -184,14 +181,32 @@ def environment(case: Case) -> Iterator[Finding]:
                 what=f"{name} names a secret, and a spec holds none",
                 mend="store the secret in the vault under a staging path and let the handoff read it",
             )
-    for where, name, value in plain:
-        if CREDENTIAL_SHAPES.search(value):
+    yield from _secrets(spec)
+
+
+def _secrets(spec: HandoffSpec) -> Iterator[Finding]:
+    """No text of a spec looks like a credential, wherever it stands (H6)."""
+    for path, text in _texts(spec.to_dict(), ()):
+        if CREDENTIAL_SHAPES.search(text):
+            server = path[:1] == ("mcp_servers",) and len(path) > 2
             yield Finding(
                 code="H6.secret-in-spec",
-                surface=where,
-                what=f"the value of {name or 'a word'} looks like a credential",
+                surface=".".join(path[:3]) if server else "env",
+                what=f"the text at {'.'.join(path)} looks like a credential",
                 mend="revoke it (it has been in a file), and ask for the surface that mints one",
             )
+
+
+def _texts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield path, key
+            yield from _texts(item, (*path, str(key)))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, (*path, str(index)))
 
 
 def _loader(where: str, name: str) -> Finding:

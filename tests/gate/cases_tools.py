@@ -193,4 +193,34 @@ ENVIRONMENT: Final = (
         "mcp_servers.github.command",
         {f"command, {name}": ["server", f"--key={value}"] for name, value in CREDENTIAL_VALUES.items()},
     ),
+    *cases(
+        "H6.secret-in-spec",
+        "env",
+        "card",
+        {f"card, {name}": f"#3206 {value}" for name, value in CREDENTIAL_VALUES.items()},
+    ),
+    *cases(
+        "H6.secret-in-spec",
+        "env",
+        "revocation",
+        {
+            f"revocation, {name}": {"by_hand": {"who": "operator@example.com", "how": value}}
+            for name, value in CREDENTIAL_VALUES.items()
+        },
+    ),
+    *cases(
+        "H6.secret-in-spec",
+        "env",
+        "mcp_tools",
+        {
+            "a tool's arguments": [
+                {
+                    "name": "github_list_issues",
+                    "server": "github",
+                    "tool": "list_issues",
+                    "arguments": {"properties": {"key": {"const": next(iter(CREDENTIAL_VALUES.values()))}}},
+                }
+            ],
+        },
+    ),
 )
