@@ -6,8 +6,10 @@ A lease is what the manifest keeps of a credential: its name, the vendor's handl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -124,16 +126,18 @@ class Residue(_Frozen):
         return f"{self.surface} ({self.identity}): {self.why}; {bound}; {self.next_step}"
 
 
-def shortest(leases: tuple[Lease, ...], requested: datetime) -> tuple[datetime, str | None]:
-    """When a set of leases stops being whole: the earliest expiry among them and the surface that sets it.
+def shortest(
+    leases: tuple[Lease, ...], requested: datetime, asked: Mapping[str, datetime] = MappingProxyType({})
+) -> tuple[datetime, str | None]:
+    """When a set of leases stops being whole: the earliest end among them and the surface that sets it.
 
-    Returns `requested` and None when no lease ends before it.
+    `asked` has, by surface, an end that the spec asks for where the vendor's own is later or none. Returns `requested`
+    and None when nothing ends before it.
     """
-    earliest, limited_by = requested, None
-    for lease in leases:
-        if lease.expires_at is not None and lease.expires_at < earliest:
-            earliest, limited_by = lease.expires_at, lease.surface
-    return earliest, limited_by
+    ends = [(lease.expires_at, lease.surface) for lease in leases if lease.expires_at is not None]
+    ends += [(end, surface) for surface, end in asked.items()]
+    earliest = min(ends, default=(requested, ""), key=lambda end: end[0])
+    return earliest if earliest[0] < requested else (requested, None)
 
 
 def describe_limit(expires_at: datetime, requested: datetime, limited_by: str | None, now: datetime) -> str:

@@ -52,7 +52,7 @@ from agent_token_injector.manifest import (
 )
 from agent_token_injector.names import HandoffId, IdentityName, mint_begun
 from agent_token_injector.processes import ProcessId
-from agent_token_injector.revocation import Target, end_all, revoke
+from agent_token_injector.revocation import VAULT, Target, end_all, mark, revoke
 from agent_token_injector.spec import HandoffSpec
 from agent_token_injector.surfaces.base import MintRequest, Surface
 
@@ -177,7 +177,7 @@ def _existing(spec: HandoffSpec, ctx: HandoffContext, handoff: HandoffId) -> Pro
     intent = read_record(folder, PROVISION_INTENT, ProvisionIntent)
     if state is ManifestState.PROVISIONING and intent is not None:
         alive = ProcessId(**intent.holder.to_dict()).is_alive()
-        if alive or (alive is None and ctx.clock.now() < intent.deadline):
+        if alive is not False and ctx.clock.now() < intent.deadline:
             raise ProvisionFailed(
                 f"{handoff} is being provisioned by another process",
                 cause=f"pid {intent.holder.pid}, since {iso(intent.begun_at)}" if alive else "on another machine",
@@ -315,7 +315,7 @@ class _Run:
         assert self.ctx.signer is not None  # noqa: S101 - provision() has checked it
         key = self.ctx.signer()
         requested = begun + self.spec.expires_in
-        expires_at, limited_by = shortest(leases, requested)
+        expires_at, limited_by = shortest(leases, requested, self._asked_ends(begun))
         if expires_at <= self.ctx.clock.now() + timedelta(minutes=1):
             raise ProvisionFailed(
                 f"{self.handoff} would end at once",
@@ -350,11 +350,23 @@ class _Run:
         self.progress("committed", "", {"manifest": manifest})
         return manifest
 
+    def _asked_ends(self, begun: datetime) -> dict[str, datetime]:
+        """The ends that the spec asks for surface by surface; a vendor's own may be later, the handoff's is not."""
+        asked = {
+            name: getattr(request, "duration", None) or getattr(request, "expires_in", None)
+            for name, request in self.spec.surfaces.requested().items()
+        }
+        return {name: begun + span for name, span in asked.items() if span is not None}
+
     def _undo(self, error: BaseException) -> None:
         """End what was minted, in reverse order, and raise what happened with exactly what is left."""
         if self.at and not isinstance(error, MintRefused) and self.at not in {t.lease.surface for t in self.targets}:
             self._reconcile(error)
-        self.progress("undoing", self.at, {})
+        with suppress(VaultError):
+            # A manifest that is committed already must not be dispatched while it is taken apart, nor afterwards.
+            mark(self.ctx, self.handoff, "its provisioning failed")
+        with suppress(Exception, KeyboardInterrupt):  # Whoever watches must not keep a credential alive.
+            self.progress("undoing", self.at, {})
         for target in reversed(self.targets):
             for outcome in end_all(self.ctx, self.handoff, [target]):
                 if outcome.residue is not None:
@@ -392,7 +404,7 @@ class _Run:
         """A mint whose outcome is not known is looked up by name, never asked for again (D3)."""
         surface = self.surfaces[self.at]
         identity = self._identity(surface)
-        if surface.facts.recovery is not Recovery.BY_NAME and not self.asked_for:
+        if not self.asked_for:
             return
         began = self.ctx.clock.now() - self.ctx.provision_deadline
         bound = error.live_until if isinstance(error, MintAmbiguous) else None
@@ -417,7 +429,7 @@ class _Run:
 
     def _left_path(self, why: str) -> Residue:
         return Residue(
-            surface="vault",
+            surface=VAULT,
             identity=str(self.ctx.path_of(self.handoff)),
             state=LeaseState.IRREVOCABLE,
             why=f"the path could not be deleted: {why}",

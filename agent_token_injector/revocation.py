@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeVar
@@ -25,7 +26,15 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr
 from agent_token_injector.audit import Decision
 from agent_token_injector.clock import SWEEP_LATE, iso
 from agent_token_injector.context import HandoffContext
-from agent_token_injector.errors import AlreadyExists, HandoffError, SecretNotFound, SignatureInvalid
+from agent_token_injector.errors import (
+    AlreadyExists,
+    AuditUnavailable,
+    HandoffError,
+    SecretNotFound,
+    SignatureInvalid,
+    VaultError,
+    VaultUnreachable,
+)
 from agent_token_injector.lease import Lease, LeaseState, MintKind, Proof, Recovery, Residue
 from agent_token_injector.manifest import (
     PROVISION_INTENT,
@@ -41,6 +50,8 @@ from agent_token_injector.names import HandoffId, IdentityName, is_record, mint_
 from agent_token_injector.policy import REVOCATION_PATHS
 
 SURFACE_DEADLINE: Final = timedelta(seconds=30)
+VAULT: Final = "vault"
+"""What a residue names when it is the handoff's own path."""
 R = TypeVar("R", ProvisionManifest, ProvisionIntent)
 Progress = Callable[["SurfaceOutcome"], None]
 
@@ -108,17 +119,26 @@ def revoke(
     handoff = HandoffId.parse(handoff_id)
     say = _Auditor(ctx, handoff)
     say("revoke.requested", Decision.ALLOWED, reason=reason)
-    folder = ctx.read_folder(handoff)
+    notes: list[str] = []
+    folder = _read(ctx, handoff, notes)
     found: Literal["nothing", "debris", "provisioned", "revoking"] = "nothing"
     if folder is not None:
         found = "debris" if PROVISION_MANIFEST not in folder else "provisioned"
         found = "revoking" if REVOCATION_MARK in folder else found
-        _mark(ctx, handoff, reason)
-    targets, unknown, notes = _targets(ctx, handoff, folder)
+        try:
+            mark(ctx, handoff, reason)
+        except VaultError as error:
+            notes.append(f"{error}: the handoff could not be marked, and its credentials are ended all the same")
+        # Again, behind the mark: what a provisioner writes from now on it will end itself, what it wrote before is here.
+        folder = _read(ctx, handoff, notes)
+    targets, unknown = _targets(ctx, handoff, folder, notes)
     outcomes = (*end_all(ctx, handoff, targets, progress=progress), *unknown)
     deleted = False
     if all(outcome.residue is None for outcome in outcomes):
-        deleted = _delete_path(ctx, handoff, targets)
+        try:
+            deleted = _delete_path(ctx, handoff, targets)
+        except VaultError as error:
+            outcomes = (*outcomes, _left(VAULT, str(ctx.path_of(handoff)), f"it could not be deleted: {error}", None))
     say(
         "revoke.finished",
         Decision.DONE if all(outcome.residue is None for outcome in outcomes) else Decision.FAILED,
@@ -130,7 +150,7 @@ def revoke(
         revoked_at=ctx.clock.now(),
         outcomes=outcomes,
         path_deleted=deleted,
-        notes=notes,
+        notes=tuple(dict.fromkeys(notes)),
         audit_degraded=ctx.audit.degraded,
         audit_head=_head(ctx, handoff),
     )
@@ -149,26 +169,62 @@ class _Auditor:
 def _head(ctx: HandoffContext, handoff: HandoffId) -> AuditHead | None:
     if ctx.audit.degraded:
         return None
-    head = ctx.audit.head(handoff)
+    try:
+        head = ctx.audit.head(handoff)
+    except AuditUnavailable:
+        return None
     return AuditHead(seq=head.seq, digest=head.digest)
 
 
-def _mark(ctx: HandoffContext, handoff: HandoffId, reason: str) -> None:
-    mark = RevocationMark(handoff_id=str(handoff), marked_at=ctx.clock.now(), by=ctx.actor, reason=reason)
+def mark(ctx: HandoffContext, handoff: HandoffId, reason: str) -> None:
+    """Write the mark: from here on nothing of the handoff starts. Raises VaultError when it could not be written."""
+    record = RevocationMark(handoff_id=str(handoff), marked_at=ctx.clock.now(), by=ctx.actor, reason=reason)
     try:
-        ctx.vault.create_secret(ctx.path_of(handoff), REVOCATION_MARK, mark.to_secret())
+        ctx.vault.create_secret(ctx.path_of(handoff), REVOCATION_MARK, record.to_secret())
     except (AlreadyExists, SecretNotFound):
         return  # Another revocation was here first, or has even finished.
 
 
+def _read(ctx: HandoffContext, handoff: HandoffId, notes: list[str]) -> Mapping[str, SecretStr] | None:
+    """The handoff's folder, or what can still be read of it where someone has tampered with the vault."""
+    try:
+        return ctx.read_folder(handoff)
+    except VaultUnreachable:
+        raise
+    except VaultError as error:
+        notes.append(f"{error}: revoked by what can still be read")
+    found: dict[str, SecretStr] = {}
+    for name in _every_name(ctx):
+        try:
+            found[name] = ctx.vault.read_secret(ctx.path_of(handoff), name)
+        except (SecretNotFound, VaultUnreachable) as error:
+            if isinstance(error, VaultUnreachable):
+                raise
+        except VaultError:
+            # A record that is there counts, whatever it says; a secret that cannot be read is lost.
+            if is_record(name):
+                found[name] = SecretStr("")
+    return found
+
+
+def _every_name(ctx: HandoffContext) -> set[str]:
+    """Every name that this version writes into a handoff's folder."""
+    names = {PROVISION_INTENT, PROVISION_MANIFEST, REVOCATION_MARK, *(mint_begun(surface) for surface in ctx.surfaces)}
+    for surface in ctx.surfaces:
+        with suppress(HandoffError):  # One that is not configured here minted nothing from here.
+            names.update(ctx.surfaces[surface].facts.secrets)
+    return names
+
+
 def _targets(
-    ctx: HandoffContext, handoff: HandoffId, folder: Mapping[str, SecretStr] | None
-) -> tuple[list[Target], tuple[SurfaceOutcome, ...], tuple[str, ...]]:
+    ctx: HandoffContext, handoff: HandoffId, folder: Mapping[str, SecretStr] | None, notes: list[str]
+) -> tuple[list[Target], tuple[SurfaceOutcome, ...]]:
     """What there is to end: by the manifest, by the intent, and whatever a surface lists under the handoff's names."""
-    notes: list[str] = []
     records = folder or {}
-    manifest = _readable(records, PROVISION_MANIFEST, ProvisionManifest, notes)
-    intent = _readable(records, PROVISION_INTENT, ProvisionIntent, notes)
+    doubts: list[str] = []
+    manifest = _signed(ctx, handoff, _readable(records, PROVISION_MANIFEST, ProvisionManifest, doubts), doubts)
+    intent = _readable(records, PROVISION_INTENT, ProvisionIntent, doubts)
+    notes.extend(doubts)
     held = {name: value for name, value in records.items() if not is_record(name)}
     ctx.audit.add_secrets(held.values())
     targets: dict[tuple[str, str, str | None], Target] = {}
@@ -178,11 +234,11 @@ def _targets(
         targets[lease.surface, lease.identity, lease.handle] = Target(lease, own)
     midnight = datetime.combine(handoff.day, datetime.min.time(), UTC)
     since = intent.begun_at if intent is not None else midnight
-    for surface in _named(ctx, manifest, intent, bool(notes), notes):
+    for surface in _named(ctx, manifest, intent, bool(doubts), notes):
         try:
             facts = ctx.surfaces[surface].facts
         except HandoffError as error:
-            if manifest is None:
+            if manifest is None and (intent is None or surface in intent.identities):
                 unknown.append(_left(surface, f"{surface}-handoff-{handoff}", str(error), None))
             continue  # With a manifest its lease is a target, and the same error makes it residue there.
         asked_for = mint_begun(surface) in records or bool(facts.secrets.keys() & held.keys())
@@ -194,7 +250,7 @@ def _targets(
             targets.setdefault((lease.surface, lease.identity, lease.handle), found)
         if outcome is not None and folder is not None:
             unknown.append(outcome)
-    return list(targets.values()), tuple(unknown), tuple(notes)
+    return list(targets.values()), tuple(unknown)
 
 
 def _readable(folder: Mapping[str, SecretStr], name: str, kind: type[R], notes: list[str]) -> R | None:
@@ -203,6 +259,19 @@ def _readable(folder: Mapping[str, SecretStr], name: str, kind: type[R], notes: 
     except SignatureInvalid as error:
         notes.append(f"{error}: revoked by names and by what the path holds instead")
         return None
+
+
+def _signed(
+    ctx: HandoffContext, handoff: HandoffId, manifest: ProvisionManifest | None, doubts: list[str]
+) -> ProvisionManifest | None:
+    """The manifest where a trusted key signed it; one that was tampered with could leave a credential out."""
+    try:
+        if manifest is not None:
+            manifest.verify(handoff, ctx.trusted)
+    except SignatureInvalid as error:
+        doubts.append(f"{error}: revoked by names and by what the path holds instead")
+        return None
+    return manifest
 
 
 def _named(
@@ -263,7 +332,7 @@ def _left(surface: str, identity: str, why: str, live_until: datetime | None) ->
         live_until=live_until,
         next_step="run `handoff revoke` again after that"
         if live_until
-        else REVOCATION_PATHS[surface].format(identity=identity),
+        else REVOCATION_PATHS.get(surface, "run `handoff revoke` again").format(identity=identity),
     )
     return SurfaceOutcome(
         surface=surface, identity=identity, state=LeaseState.IRREVOCABLE, milliseconds=0.0, residue=residue
@@ -290,7 +359,8 @@ def end_all(
                 outcome = _alive(target.lease, f"no answer within {SURFACE_DEADLINE.total_seconds():.0f} s", 0.0)
             outcomes.append(outcome)
             if progress is not None:
-                progress(outcome)
+                with suppress(Exception):  # Whoever watches must not keep a credential alive.
+                    progress(outcome)
         return tuple(outcomes)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -14,9 +14,13 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from agent_token_injector.clock import iso
+from agent_token_injector.context import HandoffContext
+from agent_token_injector.errors import ManifestMissing, ManifestNotProvisioned, SpawnRefused
+from agent_token_injector.manifest import PROVISION_MANIFEST, ManifestState, ProvisionManifest, state_of
+from agent_token_injector.masking import MASK
 from agent_token_injector.names import HandoffId
-
-MASK = "********"
+from agent_token_injector.spec import HandoffSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,97 @@ class SessionContext:
     def secrets(self) -> tuple[SecretStr, ...]:
         """Every secret in the environment, for a redactor."""
         return tuple(value for value in self.env.values() if isinstance(value, SecretStr))
+
+
+@dataclass(frozen=True, slots=True)
+class McpEndpoint:
+    """Where the agent finds the handoff's MCP proxy, and the bearer made for it alone."""
+
+    url: str
+    token: SecretStr = field(repr=False)
+
+    def client_config(self) -> dict[str, Any]:
+        """A client's `mcpServers` document: it names the token's variable and does not hold the token."""
+        server = {"type": "http", "url": self.url, "headers": {"Authorization": "Bearer ${HANDOFF_MCP_TOKEN}"}}
+        return {"mcpServers": {"handoff": server}}
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A handoff that may be dispatched: its manifest, checked, and the secrets it was checked against."""
+
+    manifest: ProvisionManifest
+    spec: HandoffSpec
+    secrets: Mapping[str, SecretStr] = field(repr=False)
+
+
+def admit(handoff: HandoffId, ctx: HandoffContext) -> Admitted:
+    """Read a handoff from the vault and check all that D6 asks, or refuse: nothing may be spawned without this.
+
+    Raises ManifestMissing, ManifestNotProvisioned, SignatureInvalid, ManifestExpired, SecretsMismatch, VaultUnreachable.
+    """
+    folder = ctx.read_folder(handoff)
+    if folder is None:
+        raise ManifestMissing(
+            f"there is no handoff {handoff}",
+            cause=f"the vault has no {ctx.path_of(handoff)}/",
+            hint="provision it first: `handoff provision SPEC`; no task runs before its identity set is in place (H4)",
+        )
+    state = state_of(folder)
+    if state is not ManifestState.PROVISIONED:
+        why = {
+            ManifestState.PROVISIONING: "its provisioning has not finished, or was killed",
+            ManifestState.REVOKING: "it has been revoked",
+        }
+        raise ManifestNotProvisioned(
+            f"{handoff} is {state}",
+            cause=why[state],
+            hint=f"`handoff revoke {handoff}`, then provision it again",
+        )
+    manifest = ProvisionManifest.from_secret(folder[PROVISION_MANIFEST])
+    manifest.verify(handoff, ctx.trusted)
+    manifest.check_time(ctx.clock.now())
+    manifest.check_secrets(folder)
+    return Admitted(
+        manifest=manifest,
+        spec=manifest.read_spec(),
+        secrets={record.env: folder[record.name] for record in manifest.secrets},
+    )
+
+
+def build_session_context(
+    admitted: Admitted, ctx: HandoffContext, *, mcp: McpEndpoint | None = None, tools: tuple[str, ...] = ()
+) -> SessionContext:
+    """The session context of an admitted handoff (ADR §4.5): its secrets, what says which handoff it is, plain values.
+
+    `tools` is the allowlist as the MCP proxy resolved it; without a proxy it is the spec's own. Raises SpawnRefused when
+    two sources give one name.
+    """
+    manifest, spec = admitted.manifest, admitted.spec
+    about: dict[str, str | SecretStr] = {
+        "INFISICAL_SECRET_PATH": f"{ctx.path_of(manifest.handoff)}/",
+        "HANDOFF_TASK_SLUG": manifest.task_slug,
+        "HANDOFF_EXPIRES_AT": iso(manifest.expires_at),
+    }
+    if mcp is not None:
+        about |= {"HANDOFF_MCP_URL": mcp.url, "HANDOFF_MCP_TOKEN": mcp.token}
+    env: dict[str, str | SecretStr] = {}
+    for source in (admitted.secrets, about, spec.env):
+        twice = sorted(env.keys() & source.keys())
+        if twice:
+            raise SpawnRefused(
+                f"{twice[0]} is given twice in the environment of {manifest.handoff_id}",
+                hint="take it out of the spec's env; nothing was launched",
+            )
+        env |= source
+    return SessionContext(
+        handoff=manifest.handoff,
+        expires_at=manifest.expires_at,
+        env=env,
+        mcp_tools=tools or tuple(grant.name for grant in spec.mcp_tools),
+        mcp_tools_excluded=spec.mcp_tools_excluded,
+        mcp_config=None if mcp is None else mcp.client_config(),
+    )
 
 
 def _reveal(value: str | SecretStr) -> str:

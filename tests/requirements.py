@@ -1,13 +1,405 @@
-"""What must be true, as data; tests are bound to it both ways (tests/test_requirements.py)."""
+"""What must be true, as data: `id -> (source, what)`.
+
+Tests carry `@requirement("H3.lifetime")`. tests/test_requirements.py fails on a requirement without a test, and
+tests/conftest.py on a tag without a requirement. H and ADR are the record (ADR-0131), D the design's decisions, facts the
+measured behaviour of vendors and protocols, issue the text that asked for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeVar
 
 import pytest
 
 F = TypeVar("F", bound=Callable[..., object])
+
+
+class Requirement(NamedTuple):
+    """Where it comes from, and what must be true."""
+
+    source: str
+    text: str
+
+
+REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
+    {
+        "H1.actions-secrets": Requirement("ADR §3.1, §5.1", "Actions secrets are refused under every name."),
+        "H1.aws-action": Requirement("ADR §3.1", "An AWS action that the policy does not allow is refused."),
+        "H1.aws-resource": Requirement("ADR §3.1", "Anything but an ARN of the service in the account is refused."),
+        "H1.aws-wildcard": Requirement("ADR §3.1", "AWS wildcards are refused."),
+        "H1.closed-paths": Requirement(
+            "H1", "A vault path has one spelling; dotted, doubled, encoded and look-alike ones are refused."
+        ),
+        "H1.cloudflare-permission": Requirement(
+            "ADR §3.1", "Zone settings, bot management and account scopes are refused."
+        ),
+        "H1.cloudflare-zone": Requirement("ADR §3.1", "Anything but exactly one zone is refused."),
+        "H1.env-admin": Requirement(
+            "ADR §6.2", "Admin names and minted credentials' names are refused in the environment."
+        ),
+        "H1.github-administration": Requirement("ADR §5.1", "GitHub administration is refused."),
+        "H1.github-all-repositories": Requirement("ADR §3.1", "All repositories is refused."),
+        "H1.github-level": Requirement("ADR §5.1", "A permission above the level a handoff gets is refused."),
+        "H1.github-no-permissions": Requirement(
+            "facts/surfaces §2.1", "No permissions asked for, which GitHub takes as all, is refused."
+        ),
+        "H1.github-organization": Requirement("ADR §7", "Organisation permissions are refused."),
+        "H1.github-permission": Requirement(
+            "ADR §5.1", "Permissions beyond contents, pull requests and issues are refused."
+        ),
+        "H1.github-protected-push": Requirement(
+            "ADR §5.1", "A push to a protected branch is refused, however it is written."
+        ),
+        "H1.github-repository": Requirement("ADR §5.2", "Anything but exactly one repository is refused."),
+        "H1.github-workflows": Requirement("ADR §5.1", "Workflows are refused."),
+        "H1.glob-one-folder": Requirement("H1", "A read grant covers one folder and not those below or beside it."),
+        "H1.heroku-app": Requirement("ADR §3.1", "Anything but exactly one app is refused."),
+        "H1.heroku-one-purpose": Requirement("ADR §3.1", "A key for config vars and deploys at once is refused."),
+        "H1.heroku-permission": Requirement("ADR §3.1", "Scale, billing, add-ons and collaborators are refused."),
+        "H1.least-privilege": Requirement("H1", "What is minted is what was asked for, and no more."),
+        "H1.own-identity": Requirement("H1", "A handoff's identity is its own, minted for it."),
+        "H1.policy-loosened": Requirement("issue 2", "A policy made looser than the ADR is refused."),
+        "H1.protection-bypass": Requirement(
+            "ADR §3.1", "Bypassing or changing branch protection is refused under every name."
+        ),
+        "H1.stripe-no-permissions": Requirement("ADR §3.1", "A Stripe key without named permissions is refused."),
+        "H1.surface": Requirement("ADR §3.1", "A surface that the operator's policy leaves out is refused."),
+        "H1.vault-foreign-handoff": Requirement("ADR §4.3", "A read in another handoff's path is refused."),
+        "H1.vault-glob": Requirement("ADR §3.1", "A read outside the handoff's own path and staging is refused."),
+        "H1.vault-glob-wide": Requirement("ADR §6.2", "A read of a whole staging folder is noted."),
+        "H2.canonical-name": Requirement(
+            "H2, ADR §4.2", "Identities follow the canonical name, so that they can be found without searching."
+        ),
+        "H2.independent": Requirement("H2", "Ending one handoff changes nothing for another."),
+        "H2.kill-at-once": Requirement(
+            "H2", "Deleting a vault identity ends its tokens and its client secret at once."
+        ),
+        "H2.revoke-removes-secrets": Requirement("H2", "Deleted folders and secrets are gone."),
+        "H2.revoked-by-a-person": Requirement("ADR §4.6", "A credential that only a person can end is noted."),
+        "H3.end-unattended": Requirement("ADR §6.2", "Over an hour with nobody to end it is refused."),
+        "H3.ends-at-expiry": Requirement("H3", "The agent ends at its deadline, even when its parent does nothing."),
+        "H3.lifetime": Requirement("ADR §6.1", "More than 24 hours is refused."),
+        "H3.lifetime-positive": Requirement("H3", "A lifetime of nothing is refused."),
+        "H3.no-existence-oracle": Requirement("H3", "Outside its globs, absent and existing secrets look alike."),
+        "H3.no-start-after-expiry": Requirement("H3", "Nothing starts when its time is nearly over."),
+        "H3.runtime": Requirement("ADR §6.1", "A runtime longer than the lifetime is refused."),
+        "H3.scope": Requirement("H3", "A session reads exactly its globs."),
+        "H3.surface-lifetime": Requirement("ADR §3.1", "More than a surface's own ceiling is refused."),
+        "H3.token-not-past-identity": Requirement("H3", "A token never outlives its identity."),
+        "H3.token-ttl": Requirement(
+            "H3, ADR §3.1", "Access tokens live at most 15 minutes; installation tokens at most an hour."
+        ),
+        "H3.velvet-unavailable": Requirement("ADR §4.4", "Relying on Velvet where it cannot enrol is refused."),
+        "H5.audit": Requirement("ADR §6.2", "An audit retention below 90 days is refused."),
+        "H5.card": Requirement("ADR §6.2", "A spec without a card is refused."),
+        "H5.event-before-disclosure": Requirement("H5", "No event, no value."),
+        "H5.fail-closed": Requirement("H5", "What cannot be audited is not done."),
+        "H5.one-event-per-access": Requirement(
+            "H5", "Each access to a tool leaves an event with the task slug and no values."
+        ),
+        "H5.operator": Requirement("ADR §6.2", "A spec without an operator is refused."),
+        "H5.tamper-evident": Requirement("H5", "Any alteration of the trail is found at its event."),
+        "H5.vault-access": Requirement(
+            "H5", "Logins and reads, allowed and refused, leave events that outlive the identity."
+        ),
+        "H5.who-what-when": Requirement("H5", "An event says who, what, when and under which handoff."),
+        "H6.env-credential": Requirement("H6", "A plain value under a credential's name is refused."),
+        "H6.key-hidden": Requirement("H6", "A signing key shows its id and nothing else."),
+        "H6.no-core-dump": Requirement("H6", "An agent leaves no core dump."),
+        "H6.no-secret-in-argv": Requirement("H6", "A command that holds a secret is refused."),
+        "H6.no-secret-in-proc": Requirement("H6", "No secret in a command line, or in the supervisor's environment."),
+        "H6.no-secret-shown": Requirement("H6", "No surface shows a secret in a repr, an exception or a log."),
+        "H6.no-values": Requirement("H6", "No event and no output holds a secret, in any common encoding."),
+        "H6.secret-in-spec": Requirement("H6", "A text that looks like a credential is refused, wherever it stands."),
+        "H6.values-not-quoted": Requirement("H6", "An error about a spec quotes no value that may be a secret."),
+        "H7.alpaca-live": Requirement("H7", "Alpaca live without a valid approval is refused."),
+        "H7.alpaca-paper-gate": Requirement("ADR §12", "Alpaca live without the paper gate's evidence is refused."),
+        "H7.apple-designated-task": Requirement("ADR §3.1", "Apple production for another task is refused."),
+        "H7.apple-iap-production": Requirement("H7", "Apple production without a valid approval is refused."),
+        "H7.live-approved": Requirement("H7", "A live key passes only where the spec says live."),
+        "H7.stripe-live": Requirement("H7", "Stripe live without a valid approval is refused."),
+        "H7.stripe-permission": Requirement(
+            "ADR §8.2", "Stripe permissions that move money, write customers or make credentials are refused."
+        ),
+        "H7.test-by-default": Requirement("H7", "The test mode is the default of every financial surface."),
+        "H8.kill-switch": Requirement("H8", "Every surface can be ended on its own, and is seen dead."),
+        "H8.measured-kill": Requirement("H8", "An end reports its milliseconds and its survivors."),
+        "D1.one-store": Requirement(
+            "D1", "What one handle writes to the vault, another reads at once, from any process."
+        ),
+        "D2.crash-points": Requirement(
+            "D2", "A provisioner killed at any point leaves nothing alive after the next revoke or provision."
+        ),
+        "D2.create-only": Requirement(
+            "D2", "Of concurrent creators of one name exactly one wins, and nothing is overwritten."
+        ),
+        "D3.ambiguous": Requirement("D3", "A mint without a usable answer is told as ambiguous, and is never retried."),
+        "D3.begin": Requirement("D3", "The record that a mint began is written right before the request that creates."),
+        "D3.bounded": Requirement("D3", "What is not known has an end time."),
+        "D3.keeper": Requirement(
+            "D3", "A credential that only its holder can revoke survives no provisioner that was killed."
+        ),
+        "D3.kill-safe": Requirement("D3", "A keeper ends what its provisioner did not record."),
+        "D3.lost-value": Requirement("D3", "A lost or exchanged value proves nothing."),
+        "D3.minted": Requirement("D3", "A mint that succeeds gives a lease and its values."),
+        "D3.proof": Requirement("D3", "A revocation counts when the credential was seen dead."),
+        "D3.reconciled": Requirement("D3", "An ambiguous mint is looked up by name."),
+        "D3.refused": Requirement("D3", "A refused mint leaves nothing."),
+        "D3.stale-record": Requirement("D3", "A record of an earlier mint is not taken for the present one."),
+        "D4.all-or-nothing": Requirement(
+            "D4", "Any failure undoes what was minted, and the residue is listed exactly."
+        ),
+        "D5.read-back": Requirement("D5", "After a mint the effective scope and expiry are read from the surface."),
+        "D5.wider-refused": Requirement("D5", "A credential that can do more than was asked is revoked and refused."),
+        "D6.canonical": Requirement("D6, RFC 8785", "One document has one canonical form and one digest."),
+        "D6.secret-digest": Requirement("D6", "A secret is compared by a salted digest that tells nothing of it."),
+        "D6.signature": Requirement("D6", "A signature fits one document and one key."),
+        "D6.type-tag": Requirement("D6", "A signature for one kind of document says nothing about another."),
+        "D7.base-is-ours": Requirement("D7", "A context cannot set a name of the base."),
+        "D7.env-from-nothing": Requirement(
+            "D7", "The agent's environment is a constant base and its own block, whatever the parent's holds."
+        ),
+        "D7.env-loader": Requirement("D7", "Names that change how programs start are refused."),
+        "D7.fresh-home": Requirement("D7", "HOME and TMPDIR are new, 0700, and gone afterwards."),
+        "D7.mcp-config": Requirement(
+            "D7, design §5", "HANDOFF_MCP_CONFIG names a file that refers to the token and does not hold it."
+        ),
+        "D7.no-secret-shown": Requirement("D7", "No secret in a repr, an error or an event of the vault."),
+        "D7.secrets-not-in-repr": Requirement("D7", "No secret in a repr or argv of the MCP proxy."),
+        "D7.server-env-from-nothing": Requirement(
+            "D7", "An MCP server's environment is exactly what was granted to it."
+        ),
+        "D8.audit-before-forward": Requirement("D8", "What cannot be recorded is not forwarded."),
+        "D8.canonical-bytes": Requirement("D8", "Only the proxy's own bytes go on."),
+        "D8.cut-off": Requirement("D8", "A cut-off is at once and final."),
+        "D8.deny-methods": Requirement("D8", "A method that is not served is refused."),
+        "D8.minted-ids": Requirement("D8", "Ids upstream are the proxy's own; a duplicate in flight is refused."),
+        "D8.nothing-else-reaches": Requirement("D8", "No mutation of a message reaches a tool that was not granted."),
+        "D8.recheck-standing": Requirement("D8", "Expiry and revocation are checked for every call, and in flight."),
+        "D8.strict-parse": Requirement("D8", "A message has one strict reading or none."),
+        "D9.one-allowlist": Requirement(
+            "D9", "What the client is told, what the proxy allows and what the spec grants are one list."
+        ),
+        "D10.audit-never-blocks": Requirement("D10", "A revocation waits for no lock, disk or directory."),
+        "D11.layers": Requirement("D11", "Imports go down only, and the pure core does no input or output."),
+        "approval.altered": Requirement("H7", "An approval that was altered in any field is refused."),
+        "approval.expiry": Requirement("H7", "An approval ends, and one dated in the future is refused."),
+        "approval.file": Requirement("H7", "An approvals file that is something else is refused with a clear error."),
+        "approval.listed-operator": Requirement("H7", "Only operators that the configuration lists can approve."),
+        "approval.max-age": Requirement("H7", "An approval given for too long does not count."),
+        "approval.signed": Requirement("H7", "An approval verifies with the operator's key and no other."),
+        "approval.spec-digest": Requirement("H7", "A spec edited after approval is refused."),
+        "approval.surface-mode": Requirement(
+            "H7", "An approval is for one surface in one mode that the spec asks for."
+        ),
+        "approval.type-tag": Requirement("H7", "Another kind of signature is no approval."),
+        "audit.bounded": Requirement("D8", "An agent cannot flood a line."),
+        "audit.chain": Requirement(
+            "H5", "Lines are canonical and their digests can be recomputed; a handoff has one chain."
+        ),
+        "audit.checkpoint": Requirement("D6", "A recorded head shows truncation and rewriting."),
+        "audit.disk-full": Requirement("facts/anchors F10", "A full disk is told, and no half line is left."),
+        "audit.durable": Requirement("H5", "Urgent events and heads are on disk on return; an fsync error is kept."),
+        "audit.fail-closed": Requirement("H5", "A chain that is not as it was left is not written."),
+        "audit.group": Requirement("H5", "Other events reach the disk by themselves within the window."),
+        "audit.light": Requirement("design §4", "Importing the audit log loads nothing heavy."),
+        "audit.many": Requirement("H5", "Many handoffs keep few files open."),
+        "audit.masked": Requirement("H6", "Every text of an event passes the redactor."),
+        "audit.no-hang": Requirement(
+            "facts/anchors F10", "A lock that is held is waited for no longer than the deadline."
+        ),
+        "audit.private": Requirement("D7", "The trail is 0600 in a 0700 directory."),
+        "audit.processes": Requirement("D1", "Several writers make one valid chain."),
+        "audit.spool": Requirement("D10", "Spooled events are written in order, dated, and never lost in silence."),
+        "audit.torn": Requirement("facts/anchors F10", "A killed writer's half line is kept and told of."),
+        "clock.human": Requirement("design §4", "Spans read well for people."),
+        "clock.iso": Requirement("design §4", "Times have one form, in UTC."),
+        "clock.manual": Requirement("D11", "A manual clock moves when it is moved, forward only."),
+        "clock.system": Requirement("D11", "The system clock tells aware UTC time."),
+        "gate.approvals": Requirement("H7", "The report carries the approvals that were needed and are valid."),
+        "gate.bound": Requirement("D6", "The report names the spec and the policy that it judged."),
+        "gate.checklist": Requirement(
+            "ADR §6.2", "Every box of the checklist is there, in its order, and every refusal shows in one."
+        ),
+        "gate.codes": Requirement("issue 2", "Every finding's code is exercised by a test."),
+        "gate.examples": Requirement("ADR §8", "Both of the ADR's candidates pass the gate."),
+        "gate.good-spec": Requirement("issue 2", "A good spec passes without a refusal."),
+        "gate.pure": Requirement("D11", "The gate gives the same report for the same input."),
+        "gate.refused-error": Requirement("issue 2", "A refusal is an error with every finding."),
+        "gate.report-json": Requirement("issue 2", "A report survives JSON."),
+        "gate.total": Requirement("D11", "No spec that parses makes the gate raise."),
+        "masking.chunks": Requirement("H6", "A secret is masked wherever the stream is cut."),
+        "masking.encodings": Requirement("H6", "A secret is masked in every common encoding."),
+        "masking.exact": Requirement("H6", "What is no secret is left as it is."),
+        "masking.immutable": Requirement("H6", "A redactor does not change."),
+        "masking.json": Requirement("H6", "Keys and values of a document are masked, however deep."),
+        "masking.lines": Requirement("H6", "A secret of several lines is masked line by line."),
+        "masking.overlap": Requirement("H6", "Overlapping secrets leave no tail."),
+        "masking.short": Requirement("H6", "A short secret is masked as a word only."),
+        "masking.silent": Requirement("H6", "A redactor shows no secret itself."),
+        "mcp.allowlist-exact": Requirement("D9", "The agent sees exactly the allowlist."),
+        "mcp.argument-schema": Requirement("issue 2", "Arguments are judged by the grant's schema and the tool's own."),
+        "mcp.close-leaves-nothing": Requirement("issue 2", "Closing leaves no process, thread or socket."),
+        "mcp.contradiction": Requirement("ADR §4.5", "A tool both granted and excluded is refused."),
+        "mcp.declares-tools-only": Requirement("facts/mcp §7.6", "The proxy declares tools, and nothing else."),
+        "mcp.dies-with-parent": Requirement(
+            "facts/mcp §2.29", "Servers die with the proxy's process, SIGKILL included."
+        ),
+        "mcp.dns-rebinding": Requirement("facts/mcp §2.18", "A strange Host or Origin is refused."),
+        "mcp.duplicate": Requirement("ADR §4.5", "A tool granted twice is refused."),
+        "mcp.empty": Requirement("ADR §4.5", "An empty allowlist is refused."),
+        "mcp.empty-allows-nothing": Requirement("facts/mcp §0.8", "An empty allowlist allows nothing."),
+        "mcp.exact-names": Requirement("facts/mcp §2.10", "A name matches exactly or not at all."),
+        "mcp.excluded-wins": Requirement("design §6", "An excluded tool is refused, whatever grants it."),
+        "mcp.form": Requirement("facts/mcp §2.15", "A request has one form: method, content type, no encoding."),
+        "mcp.github-server": Requirement("issue 2", "The sandbox's GitHub MCP server works on the official SDK."),
+        "mcp.grant-names": Requirement(
+            "design §6", "A grant that is ambiguous, unknown or doubled is refused before the start."
+        ),
+        "mcp.headers-agree": Requirement("MCP 2026-07-28", "Headers that differ from the body are refused."),
+        "mcp.in-flight-cap": Requirement("facts/mcp §7.12", "Calls in flight are bounded."),
+        "mcp.light-imports": Requirement("D8", "The proxy's modules import no SDK."),
+        "mcp.list-all-pages": Requirement("facts/mcp §2.26", "A paged list is read to its end."),
+        "mcp.no-exclusions": Requirement("ADR §6.2", "A spec that excludes no tool is noted."),
+        "mcp.one-address": Requirement("issue 2", "There is one address."),
+        "mcp.private-cache": Requirement("facts/mcp §7.6", "A filtered list is private and outlives no handoff."),
+        "mcp.protocol-tables": Requirement("MCP", "Our protocol tables agree with the SDK's."),
+        "mcp.published-servers": Requirement("issue 2", "Published servers work behind the proxy."),
+        "mcp.refused-like-absent": Requirement(
+            "facts/mcp §7.4", "To the agent a refused tool does not exist; the audit tells them apart."
+        ),
+        "mcp.results-masked": Requirement("D7", "Results and errors are masked, and what was masked is counted."),
+        "mcp.schema-ref": Requirement("facts/mcp §1", "A grant's schema that refers elsewhere is refused."),
+        "mcp.sdk-client": Requirement("issue 2", "The SDK's client works in front of the proxy, in every mode."),
+        "mcp.secret-unknown": Requirement("design §6", "A server that wants a secret the handoff has not is refused."),
+        "mcp.server-unknown": Requirement("design §6", "A grant on a server that is not declared is refused."),
+        "mcp.sessions": Requirement("MCP 2025-11-25", "Sessions are bound to the handoff and bounded in number."),
+        "mcp.several-servers": Requirement("issue 2", "Several servers stand behind one address."),
+        "mcp.size-cap": Requirement("facts/mcp §7.12", "A message is bounded in size and depth."),
+        "mcp.start-all-or-nothing": Requirement("issue 2", "A start that fails leaves nothing running."),
+        "mcp.token-required": Requirement("issue 2", "Nothing is answered without the handoff's own token."),
+        "mcp.tool-name": Requirement("ADR §4.5", "A name that no tool can have is refused."),
+        "mcp.upstream-cannot-initiate": Requirement(
+            "facts/mcp §2.17", "What a server asks or sends by itself goes nowhere."
+        ),
+        "mcp.upstream-dies": Requirement("issue 2", "A dead or stubborn server fails its calls and is ended."),
+        "mcp.vault-get-secret": Requirement("issue 2", "The built-in vault server reads the handoff's own secrets."),
+        "mcp.vault-scope": Requirement("issue 2", "The built-in vault server reads nothing else."),
+        "mcp.wildcard": Requirement("ADR §4.5", "A wildcard among tools is refused."),
+        "names.round-trip": Requirement("design §3", "What names format, they read back."),
+        "names.shortened": Requirement("design §3", "A shortened name is stable and distinct."),
+        "policy.adr-ceilings": Requirement("ADR §3.1", "The defaults are the ADR's ceilings."),
+        "policy.digest": Requirement("D6", "A policy has one digest."),
+        "policy.operators": Requirement("H7", "Operators' keys are keys."),
+        "policy.tighten-only": Requirement("issue 2", "A policy can be tightened and never loosened."),
+        "sandbox.contracts": Requirement("D12", "Emulated answers fit the vendor's own OpenAPI text."),
+        "sandbox.environment": Requirement("D12", "The sandbox gives the configuration that points at it."),
+        "sandbox.faults": Requirement("D12", "Faults happen exactly where they are asked for."),
+        "sandbox.github.app-jwt": Requirement("D12", "App JWTs are checked as GitHub checks them."),
+        "sandbox.github.ceiling": Requirement("D12", "A token cannot exceed its installation."),
+        "sandbox.github.errors": Requirement("D12", "Errors are in GitHub's words."),
+        "sandbox.github.rulesets": Requirement("D12", "Rulesets protect branches."),
+        "sandbox.github.scope": Requirement("D12", "A token does what its permissions say."),
+        "sandbox.github.token": Requirement("D12", "Tokens have the vendor's form, expire and can be revoked."),
+        "sandbox.lifecycle": Requirement("D12", "Emulators start fast and leave nothing."),
+        "sandbox.log": Requirement("D12", "The request log holds no secret."),
+        "sandbox.stripe.deletion": Requirement("D12", "A deleted key is dead."),
+        "sandbox.stripe.errors": Requirement("D12", "Errors are in Stripe's shape."),
+        "sandbox.stripe.mode": Requirement("D12", "Test and live are kept apart."),
+        "sandbox.stripe.no-keys-over-http": Requirement("D12", "No key is made or shown over HTTP."),
+        "sandbox.stripe.permissions": Requirement("D12", "A key does what its permissions say."),
+        "spawn.any-user": Requirement("issue 6", "An ordinary user gets the same."),
+        "spawn.dies-with-parent": Requirement(
+            "facts/spawn §4", "The whole tree ends with its parent, SIGKILL included."
+        ),
+        "spawn.exit-status": Requirement("design §5", "The exit status is the agent's."),
+        "spawn.folder-removed": Requirement("D7", "The run's folder is removed, whatever the agent made of it."),
+        "spawn.hardened": Requirement("facts/spawn §4", "Own session, no new privileges, umask 077, default signals."),
+        "spawn.light-supervisor": Requirement(
+            "facts/spawn §4", "The supervisor needs nothing but the standard library."
+        ),
+        "spawn.no-leak": Requirement("D4", "Many runs leave no descriptor, thread, process or folder."),
+        "spawn.only-stdio": Requirement("facts/spawn §4", "The agent has descriptors 0 to 2."),
+        "spawn.refused-clean": Requirement("H4, D6", "A refused launch leaves nothing."),
+        "spawn.signals": Requirement("design §5", "Signals are passed on."),
+        "spawn.streams": Requirement("design §5", "Streams are the caller's."),
+        "spawn.supervisor-killed": Requirement(
+            "facts/spawn §4", "A supervisor that is killed or stopped takes the run with it."
+        ),
+        "spawn.whole-tree": Requirement("facts/spawn §4", "Daemons, forks and orphans end with the run."),
+        "spec.bounds": Requirement("issue 2", "A spec that is too large or too deep is refused."),
+        "spec.closed-names": Requirement("issue 2", "Names are closed ASCII."),
+        "spec.digest": Requirement("D6", "The digest is stable under spelling and changes with meaning."),
+        "spec.duplicate-keys": Requirement("design §6", "Duplicate keys are refused at any depth."),
+        "spec.examples": Requirement("ADR §8", "The examples parse."),
+        "spec.field-paths": Requirement("issue 2", "An error names the field."),
+        "spec.frozen": Requirement("issue 2", "A spec is frozen all the way down."),
+        "spec.load": Requirement("issue 2", "A file that cannot be read is a clear error."),
+        "spec.round-trip": Requirement("issue 2", "A spec survives JSON."),
+        "spec.schema": Requirement(
+            "design §6", "The published JSON Schema is valid and accepts what the parser accepts."
+        ),
+        "spec.strict-json": Requirement("issue 2", "JSON that parsers read differently is refused."),
+        "surface.facts": Requirement("D3", "A surface declares how it is minted, found again, and ended."),
+        "surface.github.app-ceiling": Requirement("ADR §7", "An App that has too much is refused."),
+        "surface.github.backstop": Requirement("ADR §5.3", "A repository without a pull-request rule is refused."),
+        "surface.github.contract": Requirement("D12", "Requests fit GitHub's OpenAPI text."),
+        "surface.github.keeper": Requirement("D3", "Installation tokens are minted by a keeper."),
+        "surface.github.one-repository": Requirement("ADR §5", "A token is for exactly one repository."),
+        "surface.github.pat": Requirement("ADR §5.2", "A personal access token is not minted."),
+        "surface.github.token-shape": Requirement("facts/surfaces §2.9", "A token of another shape is refused."),
+        "surface.infisical.lifetime": Requirement("ADR §3.1", "The identity ends with the handoff."),
+        "surface.infisical.one-identity": Requirement("H1", "A second identity of the same name is not made."),
+        "surface.infisical.proof": Requirement("H8", "A deleted identity is seen dead."),
+        "surface.infisical.scope": Requirement("ADR §3.1", "The scope is proven by reads inside and outside."),
+        "surface.registry": Requirement("design §4", "The registry names the surfaces of this version."),
+        "surface.stripe.contract": Requirement("D12", "Requests fit Stripe's OpenAPI text."),
+        "surface.stripe.key-shape": Requirement(
+            "facts/surfaces §1.3", "Only a restricted key of the right mode is taken."
+        ),
+        "surface.stripe.negative-probes": Requirement("facts/surfaces §2.4", "What must be absent is probed for."),
+        "surface.stripe.no-vendor-text": Requirement("facts/surfaces §2.4", "Stripe's error texts are not quoted."),
+        "surface.stripe.operator-supplied": Requirement("D3", "A person makes the key, and a person ends it."),
+        "surface.stripe.positive-probes": Requirement("facts/surfaces §2.4", "What was asked for is probed for."),
+        "surface.stripe.probes-change-nothing": Requirement("facts/surfaces §2.4", "Probes create nothing."),
+        "surface.stripe.vocabulary": Requirement("facts/surfaces §2.4", "Permissions are Stripe's own."),
+        "surface.supply-hint": Requirement(
+            "D3", "A missing operator's credential is asked for with everything filled in."
+        ),
+        "transport.bounded": Requirement("D11", "Every request has a deadline and a bounded answer."),
+        "transport.form": Requirement("D11", "Requests are sent as they were given."),
+        "transport.https-only": Requirement("D11", "Anything but loopback is https."),
+        "transport.never-twice": Requirement("D3", "A request that may have been carried out is never sent again."),
+        "transport.no-environment": Requirement("D11", "No proxy variable reroutes a request."),
+        "transport.no-redirect": Requirement("D11", "Redirects are not followed."),
+        "transport.not-sent": Requirement("D3", "A request that did not leave is known not to have."),
+        "transport.quiet": Requirement("H6", "Logs and errors hold no secret."),
+        "transport.retry-after": Requirement("D11", "Retry-After is honoured within a bound."),
+        "transport.retry-idempotent": Requirement("D11", "Idempotent requests are tried again."),
+        "vault.absent-is-success": Requirement("D10", "Deleting what is absent is no error."),
+        "vault.contract": Requirement("D1", "An implementation is a Vault; closing twice is fine."),
+        "vault.durable": Requirement("D2", "A killed writer leaves all that it acknowledged."),
+        "vault.encrypted": Requirement("D1", "No secret is in a file in any common encoding."),
+        "vault.errors": Requirement("errors.py", "No raw driver error comes through."),
+        "vault.folders": Requirement(
+            "vaults/base.py", "Folders are made once, with parents, and deleted with all they hold."
+        ),
+        "vault.identity-read-back": Requirement("D5", "Identities are found by exact name, as they were asked for."),
+        "vault.key": Requirement("D1", "One key is agreed by all and never replaced in silence."),
+        "vault.light-import": Requirement("design §5", "Importing the package loads no driver and no cryptography."),
+        "vault.model": Requirement("D1", "Any sequence of operations agrees with a model."),
+        "vault.private-files": Requirement("D1", "Files are 0600 in a 0700 directory; others' are refused."),
+        "vault.processes": Requirement("D1", "Many processes may use it at once."),
+        "vault.read-only": Requirement("vaults/base.py", "A session neither lists nor writes."),
+        "vault.schema-version": Requirement("D1", "A newer schema is refused."),
+        "vault.secrets": Requirement("vaults/base.py", "Values are read back exactly."),
+        "vault.snapshot": Requirement("vaults/base.py", "A folder is read as of one instant."),
+        "vault.tamper": Requirement("D1", "Altered and moved rows are errors, never values."),
+        "vault.threads": Requirement("D1", "Many threads share one handle."),
+    }
+)
 
 
 def requirement(*ids: str) -> Callable[[F], F]:

@@ -69,7 +69,7 @@ def test_without_a_key_the_operator_is_told_where_to_make_one(world: StripeWorld
     assert "https://dashboard.stripe.com/test/apikeys/create?name=stripe-restricted-handoff-founders-checkout-" in hint
     assert "permissions[]=rak_checkout_session_write" in hint
     assert "permissions[]=rak_webhook_read" in hint
-    assert "handoff supply founders-checkout stripe" in hint
+    assert "handoff supply SPEC --surface stripe" in hint
 
 
 @requirement("surface.stripe.vocabulary")
