@@ -87,7 +87,7 @@ class HandoffContext:
                 hint="set HANDOFF_STATE_DIR to a directory of your own",
             ) from None
         policy = Policy().tightened(settings.policy_overrides()).with_operators(settings.operators())
-        signing_key = settings.signing_key() if not settings.trusted_keys() else None
+        trusted = settings.trusted_keys()
         vault = EmbeddedVault(settings.state_dir / "vault", clock=clock)
         return cls(
             vault=vault,
@@ -95,7 +95,7 @@ class HandoffContext:
                 settings.state_dir / "audit", clock=clock, actor=actor, durability=settings.audit_durability
             ),
             surfaces=SurfaceTable(_makers(settings, vault, clock, policy)),
-            trusted=settings.trusted_keys() if signing_key is None else (signing_key.public,),
+            trusted=trusted,
             policy=policy,
             clock=clock,
             layout=settings.layout(),

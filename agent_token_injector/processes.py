@@ -10,7 +10,10 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process on one boot of one machine: the kernel's boot id, the pid and its start time in clock ticks."""
+    """A process on one boot of one machine: where its number means something, the pid, its start time in clock ticks.
+
+    `boot` is the kernel's boot id and the pid namespace: containers of one machine share the first and not the second.
+    """
 
     boot: str
     pid: int
@@ -23,14 +26,15 @@ class ProcessId:
         return cls(boot=_boot_id(), pid=pid, started=_start_ticks(pid) or 0)
 
     def is_alive(self) -> bool | None:
-        """Whether it still runs; None when it is of another machine or boot's, where this one cannot see."""
+        """Whether it still runs; None when it is of another machine's, boot's or container's, where this one cannot see."""
         if self.boot != _boot_id():
             return None
         return _start_ticks(self.pid) == self.started
 
 
 def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _start_ticks(pid: int) -> int | None:

@@ -9,10 +9,11 @@ belong to this user and be closed to others, or it is refused.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -62,7 +63,9 @@ class Settings(BaseModel):
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Read the configuration. Raises SettingsError naming the variable that is wrong."""
-        given = {key: value for key, value in (environ or os.environ).items() if key.startswith(PREFIX)}
+        given = {
+            key: value for key, value in (os.environ if environ is None else environ).items() if key.startswith(PREFIX)
+        }
         config_dir = Path(given.get("HANDOFF_CONFIG_DIR") or _platform_dir("config"))
         merged = {**_env_file(given, config_dir), **given}
         fields: dict[str, Any] = {
@@ -90,7 +93,12 @@ class Settings(BaseModel):
     def operators(self) -> dict[str, tuple[str, ...]]:
         """Who may approve, from operators.json: {"you@example.com": ["ed25519:..."]}. Empty when there is none."""
         document = self._json("operators.json")
-        return {} if document is None else _adapt(dict[str, tuple[str, ...]], document, "operators.json")
+        found: dict[str, tuple[str, ...]] = (
+            {} if document is None else _adapt(dict[str, tuple[str, ...]], document, "operators.json")
+        )
+        for keys in found.values():
+            _public_keys(keys, "operators.json")
+        return found
 
     def policy_overrides(self) -> dict[str, Any]:
         """What policy.json tightens. Empty when there is none."""
@@ -102,16 +110,18 @@ class Settings(BaseModel):
         return load_or_create_key(self.state_dir / "keys" / "provisioner.key")
 
     def trusted_keys(self) -> tuple[VerifyKey, ...]:
-        """Whose manifests this host dispatches: trusted_provisioners.json, or this host's own provisioner without one."""
+        """Whose manifests this host dispatches: those that trusted_provisioners.json lists, be it none at all.
+
+        Without that file only this host's own provisioner, whose key is made when there is none yet.
+        """
         document = self._json("trusted_provisioners.json")
-        if document is not None:
-            return tuple(VerifyKey.parse(key) for key in _adapt(list[str], document, "trusted_provisioners.json"))
-        own = self.state_dir / "keys" / "provisioner.key"
-        return (load_or_create_key(own).public,) if own.exists() else ()
+        if document is None:
+            return (self.signing_key().public,)
+        return _public_keys(_adapt(list[str], document, "trusted_provisioners.json"), "trusted_provisioners.json")
 
     def _json(self, name: str) -> Any:
         path = self.config_dir / name
-        if not path.exists():
+        if not _is_there(path):
             return None
         try:
             return json.loads(read_trusted(path))
@@ -125,13 +135,18 @@ def read_trusted(path: Path, *, secret: bool = False) -> bytes:
     Raises SettingsError for a missing file, a link, another owner, or a mode that lets others in.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # Not blocking: a pipe in a file's place would otherwise be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise SettingsError(
-            f"{path} cannot be read", cause=error.strerror, hint="check the path in the configuration"
+            f"{path} cannot be read",
+            cause="it is a symbolic link" if error.errno == errno.ELOOP else error.strerror,
+            hint="check the path in the configuration",
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode):
+            raise SettingsError(f"{path} is not a file", hint="check the path in the configuration")
         forbidden = 0o077 if secret else 0o022
         if info.st_uid not in {os.geteuid(), 0}:
             raise SettingsError(f"{path} belongs to another user", hint="make it your own")
@@ -139,7 +154,10 @@ def read_trusted(path: Path, *, secret: bool = False) -> bytes:
             raise SettingsError(
                 f"{path} is open to others", cause=f"mode {stat.S_IMODE(info.st_mode):04o}", hint=f"chmod go-rwx {path}"
             )
-        return file.read()
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def load_or_create_key(path: Path) -> SigningKey:
@@ -199,14 +217,18 @@ def _platform_dir(kind: Literal["state", "config"]) -> str:
 def _env_file(given: Mapping[str, str], config_dir: Path) -> dict[str, str]:
     named = given.get("HANDOFF_ENV_FILE")
     path = Path(named) if named else config_dir / ".env"
-    if not named and not path.exists():
+    if not named and not _is_there(path):
         return {}
     import io
 
     from dotenv import dotenv_values
 
     # No interpolation: a value is what it says, and does not read this process's environment.
-    values = dotenv_values(stream=io.StringIO(read_trusted(path).decode("utf-8")), interpolate=False)
+    try:
+        text = read_trusted(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} does not hold text") from None
+    values = dotenv_values(stream=io.StringIO(text), interpolate=False)
     return {key: value for key, value in values.items() if key.startswith(PREFIX) and value is not None}
 
 
@@ -217,6 +239,24 @@ def _github(merged: Mapping[str, str]) -> dict[str, str] | None:
         if merged.get(f"HANDOFF_GITHUB_{name.upper()}")
     }
     return fields if fields.keys() - {"api_url"} else None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of that name; a link that leads nowhere is, and so is refused and not overlooked."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be looked at", cause=error.strerror) from None
+    return True
+
+
+def _public_keys(texts: Sequence[str], name: str) -> tuple[VerifyKey, ...]:
+    try:
+        return tuple(VerifyKey.parse(text) for text in texts)
+    except SettingsError as error:
+        raise SettingsError(f"{name} lists a key that is none", path=name, cause=error.what, hint=error.hint) from None
 
 
 def _adapt(kind: Any, document: Any, name: str) -> Any:

@@ -127,6 +127,7 @@ class Handoff:
         self._proxy: Any = None
         self._lock = threading.RLock()
         self._ended_by: str | None = None
+        self._to_stop: Any = None
         self._report: StopReport | None = None
         self._problems: list[str] = []
         self._launched = False
@@ -179,8 +180,13 @@ class Handoff:
             detail={"env": sorted(context.env), "tools": list(tools)},
         )
         self._launched = True
-        self.result = launcher(context)
+        # Watched before it is launched: a callable may take its time, or run its agent to the end before it returns.
         self._watch.start()
+        self.result = launcher(context)
+        with self._lock:
+            self._to_stop, ended = self.result, self._ended_by
+        if ended is not None:
+            self._stop_agent(ended)
 
     def _start_proxy(self) -> McpEndpoint | None:
         if not self._admitted.spec.mcp_tools:
@@ -216,13 +222,19 @@ class Handoff:
             self._ended_by = reason
         if self._proxy is not None:
             self._attempt("cutting off the MCP proxy", lambda: self._proxy.cut_off(reason))
-        stop = getattr(self.result, "stop", None) or getattr(self.result, "terminate", None)
-        if stop is not None:
-            self._attempt("stopping the agent", lambda: self._stop_agent(stop, reason))
+        self._stop_agent(reason)
         if self._proxy is not None:
             self._attempt("closing the MCP proxy", self._proxy.close)
 
-    def _stop_agent(self, stop: Callable[..., Any], reason: str) -> None:
+    def _stop_agent(self, reason: str) -> None:
+        """Stop what the launcher returned, once: whoever comes first, the end of the run or the launcher's return."""
+        with self._lock:
+            result, self._to_stop = self._to_stop, None
+        stop = getattr(result, "stop", None) or getattr(result, "terminate", None)
+        if stop is not None:
+            self._attempt("stopping the agent", lambda: self._take_report(stop, reason))
+
+    def _take_report(self, stop: Callable[..., Any], reason: str) -> None:
         supervised = hasattr(self.result, "stop")
         report = stop(reason) if supervised else stop()
         if isinstance(report, StopReport):
@@ -321,7 +333,8 @@ def _servers(admitted: Admitted, ctx: HandoffContext) -> Sequence[Any]:
                 name=name,
                 argv=(resolve_command(server.command[0]), *server.command[1:]),
                 env={**server.plain_env, **env},
-                cwd=Path.cwd(),
+                # No cwd: a server starts in an empty folder of its own. In one that an agent can write to, a file of the
+                # right name would be loaded into a process that holds secrets.
             )
         )
     return found

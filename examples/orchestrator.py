@@ -1,6 +1,6 @@
 """An orchestrator's two ways to dispatch: a process of this machine, and whatever starts your agents today.
 
-    python examples/orchestrator.py examples/minimal/handoff-spec.json -- env
+python examples/orchestrator.py examples/minimal/handoff-spec.json -- env
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ def dispatch(spec_path: str, argv: list[str]) -> int:
     return code
 
 
-def wrap_your_own(handoff_id: str, spawn: Any) -> Any:
-    """The same refusals and the same end around a spawn call that you have: it gets the ADR's §4.5 document."""
-    with spawn_handoff(handoff_id, lambda context: spawn(context.to_json())) as handoff:
+def wrap_your_own(handoff_id: str, spawn: Any, *, ctx: HandoffContext | None = None) -> Any:
+    """The same refusals and the same end around a spawn call that you have: it gets the ADR's §4.5 document.
+
+    `spawn` returns when its agent is over, or returns something with `wait()`: the agent's tools end with the block.
+    """
+    with spawn_handoff(handoff_id, lambda context: spawn(context.to_json()), ctx=ctx) as handoff:
+        handoff.wait()
         return handoff.result
 
 
@@ -45,8 +49,17 @@ def by_subprocess(context: SessionContext) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["/usr/bin/env"], env=context.reveal_env())
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
+    """`SPEC -- COMMAND...`: dispatch it, and tell what went wrong in words."""
+    if "--" not in arguments[1:2] or not arguments[2:]:
+        print("usage: orchestrator.py SPEC -- COMMAND...", file=sys.stderr)
+        return 2
     try:
-        sys.exit(dispatch(sys.argv[1], sys.argv[sys.argv.index("--") + 1 :]))
+        return dispatch(arguments[0], arguments[2:])
     except HandoffError as error:
-        sys.exit(error.diagnostics())
+        print(error.diagnostics(), file=sys.stderr)
+        return int(error.exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

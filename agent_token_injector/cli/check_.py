@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent_token_injector.cli.common import SPEC, approvals_option, json_option, load_approvals, load_spec
-from agent_token_injector.cli.terminal import emit, paper
+from agent_token_injector.cli.terminal import emit, hang, paper
 from agent_token_injector.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -70,12 +70,13 @@ def print_report(report: GateReport, console: Console) -> None:
             section = item.section
             console.print(f"[bold]{section}:[/]")
         style = {"x": "green", " ": "bold red", "-": "dim"}[item.mark]
-        console.print(f"[{style}]\\[{item.mark}][/] {escape(item.title)}", style="dim" if item.mark == "-" else None)
+        body = escape(item.title)
+        hang(console, f"[{style}]\\[{item.mark}][/] ", body, style="dim" if item.mark == "-" else None)
         for line in item.detail:
-            console.print(f"      {escape(line)}", style="dim")
+            hang(console, "      ", escape(line), style="dim")
     for finding in report.findings:
         word, style = ("refused", "bold red") if finding.severity == "refuse" else ("note", "yellow")
-        console.print(f"[{style}]{word}[/] {escape(str(finding))}")
-        console.print(f"      mend: {escape(finding.mend)}", style="dim")
+        hang(console, f"[{style}]{word}[/] ", escape(str(finding)))
+        hang(console, "      mend: ", escape(finding.mend), style="dim")
     verdict = "[bold green]the gate is open[/]" if report.ok else "[bold red]the gate refuses this handoff[/]"
     console.print(f"{report.handoff_id}: {verdict}")

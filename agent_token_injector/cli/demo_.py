@@ -34,10 +34,10 @@ def command(spec: Path | None, as_json: bool) -> int:
 
     loaded = load_spec(spec) if spec is not None else HandoffSpec.parse(founders_checkout())
     with _stage(loaded, quiet=as_json) as stage:
-        ok = _play(stage)
+        code = _play(stage)
     if as_json:
-        emit(stage.record)
-    return ExitCode.OK if ok else ExitCode.FAILED_CLEAN
+        emit({"ok": code is ExitCode.OK, **stage.record})
+    return code
 
 
 def founders_checkout() -> str:
@@ -57,10 +57,10 @@ def _stage(spec: HandoffSpec, *, quiet: bool) -> Iterator[Stage]:
         yield Stage.build(spec, home, stack, quiet=quiet)
 
 
-def _play(stage: Stage) -> bool:
-    """The life of a handoff, scene by scene; False when one of them did not go as it must."""
+def _play(stage: Stage) -> ExitCode:
+    """The life of a handoff, scene by scene. FAILED_CLEAN when one of them did not go as it must."""
     if not stage.gate():
-        return False
+        return ExitCode.GATE_REFUSED
     stage.refuse_dispatch_without_manifest()
     manifest = stage.provision()
     stage.verify(manifest)
@@ -68,4 +68,4 @@ def _play(stage: Stage) -> bool:
     stage.audit(manifest)
     stage.kill_switch(manifest)
     stage.nothing_left(manifest)
-    return stage.finish()
+    return ExitCode.OK if stage.finish() else ExitCode.FAILED_CLEAN

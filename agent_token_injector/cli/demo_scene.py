@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from agent_token_injector.audit import ChainHead, Decision
+from agent_token_injector.cli.terminal import hang
 from agent_token_injector.clock import SystemClock, human_duration
 from agent_token_injector.context import HandoffContext
-from agent_token_injector.errors import ManifestMissing, ScopeTooWide, SpecError
+from agent_token_injector.errors import AlreadyExists, ManifestMissing, ScopeTooWide, SpecError
 from agent_token_injector.gate import check
 from agent_token_injector.launchers.process import ProcessLauncher
 from agent_token_injector.lease import describe_limit
@@ -30,9 +31,10 @@ from agent_token_injector.names import SecretGlob, VaultPath
 from agent_token_injector.provisioning import provision
 from agent_token_injector.revocation import SurfaceOutcome, revoke
 from agent_token_injector.sandbox import Sandbox
+from agent_token_injector.sandbox.github import SandboxGitHub
 from agent_token_injector.session_context import admit, build_session_context
 from agent_token_injector.settings import Settings
-from agent_token_injector.spawn import spawn_handoff
+from agent_token_injector.spawn import resolve_command, spawn_handoff
 from agent_token_injector.spec import HandoffSpec
 from agent_token_injector.surfaces.stripe_permissions import wanted
 
@@ -54,42 +56,52 @@ class Stage:
     failures: list[str] = field(default_factory=list)
     step: int = 0
     shown: set[str] = field(default_factory=set)
+    minted: set[str] = field(default_factory=set)
+    refused: int = 0
 
     @classmethod
     def build(cls, spec: HandoffSpec, home: Path, stack: ExitStack, *, quiet: bool) -> Self:
         """Start the emulated vendors and open a context that points at them, all in `home`."""
         clock = SystemClock()
-        repository = spec.surfaces.github.repository if spec.surfaces.github is not None else "raxx/TradeMasterAPI"
-        sandbox = stack.enter_context(
-            Sandbox(home / "vendors", clock=clock, repositories=[repository.rpartition("/")[2]])
-        )
+        sandbox = Sandbox(home / "vendors", clock=clock)
+        if spec.surfaces.github is not None:
+            owner, _, name = spec.surfaces.github.repository.partition("/")
+            sandbox.github = SandboxGitHub(clock, owner=owner, repositories=[name])
+        stack.enter_context(sandbox)
         environment = {
             "HANDOFF_STATE_DIR": str(home / "state"),
             "HANDOFF_CONFIG_DIR": str(home / "config"),
             **sandbox.environment(),
         }
         ctx = stack.enter_context(HandoffContext.from_settings(Settings.load(environment), clock=clock))
-        supported = set(spec.surfaces.requested()) - set(ctx.surfaces)
-        if supported:
+        missing = sorted(set(spec.surfaces.requested()) - set(ctx.surfaces))
+        if missing:
             raise SpecError(
-                f"the demo cannot show {', '.join(sorted(supported))}",
+                f"the demo cannot show {', '.join(missing)}",
                 cause=f"this version provisions {', '.join(ctx.surfaces)}",
                 hint="`handoff check` judges such a spec; `handoff demo` without a spec shows one that runs",
             )
+        played = _with_stand_ins(spec, sandbox)
+        for server in played.mcp_servers.values():
+            if server.command:
+                resolve_command(server.command[0])
         key = None
         if spec.surfaces.stripe is not None:
             key = sandbox.operator_stripe_key(wanted(spec.surfaces.stripe.permissions).asked)
         console = Console(highlight=False, soft_wrap=True, quiet=quiet)
-        stage = cls(_with_stand_ins(spec, sandbox), sandbox, ctx, console, key)
+        stage = cls(played, sandbox, ctx, console, key)
         stage.open()
         return stage
 
     def open(self) -> None:
         """Say what this is, and furnish the vault with what the spec reads and with what it must not."""
-        self.console.print(
-            f"[bold]handoff demo[/]: {self.spec.task_slug}, card {escape(self.spec.card)}\n"
-            "[dim]The vendors are emulated on loopback and enforce scopes, expiry and revocation. "
-            "The vault, the MCP proxy, the MCP server and the agent are real.[/]"
+        self.console.print(f"[bold]handoff demo[/]: {self.spec.task_slug}, card {escape(self.spec.card)}")
+        hang(
+            self.console,
+            "",
+            "The vendors are emulated on loopback and enforce scopes, expiry and revocation. "
+            "The vault, the MCP proxy, the MCP server and the agent are real.",
+            style="dim",
         )
         for text in self.spec.surfaces.infisical.read:
             glob = SecretGlob.parse(text)
@@ -100,9 +112,12 @@ class Stage:
             repository.branches[f"handoff/{self.spec.task_slug}"] = {"checkout.py": ""}
 
     def _furnish(self, folder: VaultPath, name: str) -> None:
+        if folder.is_within(self.ctx.layout.handoffs):
+            return  # Its own path is made when it is provisioned.
         if not self.ctx.vault.folder_exists(folder):
             self.ctx.vault.create_folder(folder)
-        self.ctx.vault.create_secret(folder, name, SecretStr(f"demo-value-of-{name.lower()}"))
+        with suppress(AlreadyExists):
+            self.ctx.vault.create_secret(folder, name, SecretStr(f"demo-value-of-{name.lower()}"))
 
     # -- scenes ----------------------------------------------------------------------------------------------------
 
@@ -122,22 +137,20 @@ class Stage:
         try:
             spawn_handoff(handoff, launches.append, ctx=self.ctx)
         except ManifestMissing as error:
-            self._no(f"{error} — {len(launches)} launches")
+            self._no(f"{error}; {len(launches)} launches")
         self._expect("dispatch without a manifest is refused", not launches)
 
     def provision(self) -> ProvisionManifest:
         self._title("Step 0: mint, store, read back, sign")
         if self.stripe_key is not None:
-            self.console.print(
-                "  [dim]Stripe has no API to mint a key: the operator made one in the (emulated) Dashboard[/]"
-            )
+            self._aside("Stripe has no API to mint a key: the operator makes one in the (emulated) Dashboard")
             self._show_too_wide_key()
         supplied = {} if self.stripe_key is None else {"stripe": self.stripe_key}
         manifest = provision(self.spec, self.ctx, supplied=supplied, progress=self._progress)
         self.record["handoff_id"] = manifest.handoff_id
         now = self.ctx.clock.now()
         limit = describe_limit(manifest.expires_at, manifest.requested_until, manifest.limited_by, now)
-        self.console.print(f"  [bold]{manifest.handoff_id}[/] {escape(limit)}")
+        hang(self.console, "  ", f"[bold]{manifest.handoff_id}[/] {escape(limit)}")
         return manifest
 
     def _show_too_wide_key(self) -> None:
@@ -150,7 +163,7 @@ class Stage:
         except Exception as error:
             if not isinstance(error.__cause__, ScopeTooWide):
                 raise
-            self._no(f"a key that could also refund: {error.__cause__.what}; what was minted is undone")
+            self._no(f"a key that could also refund: {error.__cause__.what}; everything minted so far is undone")
             self._expect("nothing is left of the refused provisioning", not self.sandbox.github.live_credentials())
         else:
             self._expect("a key that is too wide is refused", False)
@@ -159,9 +172,11 @@ class Stage:
     def _progress(self, step: str, surface: str, detail: Mapping[str, Any]) -> None:
         if step == "minted":
             lease = detail["lease"]
-            scope = ", ".join(f"{key}: {_short(value)}" for key, value in lease.scope.items())
+            self.minted.add(lease.identity)
             self._ok(f"[bold]{surface}[/] {lease.identity} ({lease.kind}, {_left(lease, self.ctx)})")
-            self.console.print(f"      [dim]{escape(scope)}[/]")
+            for key, value in lease.scope.items():
+                if value:
+                    hang(self.console, f"      {key.replace('_', ' ')}: ", escape(_plain(value)), style="dim")
 
     def verify(self, manifest: ProvisionManifest) -> None:
         self._title("The manifest, and what the agent will be given")
@@ -169,7 +184,7 @@ class Stage:
         self._ok(f"signature of key {manifest.key_id}, spec digest and {len(manifest.secrets)} secrets are as signed")
         for name, value in build_session_context(admitted, self.ctx).masked()["env"].items():
             style = "yellow" if value == MASK else "dim"
-            self.console.print(f"      {name}=[{style}]{escape(value)}[/]")
+            hang(self.console, f"      {name}=", f"[{style}]{escape(value)}[/]")
 
     def run_agent(self, manifest: ProvisionManifest) -> None:
         self._title("The agent: a real process, through the MCP proxy")
@@ -185,7 +200,7 @@ class Stage:
             seen = [json.loads(line) for line in handoff.result.stdout]
             code = handoff.wait(timeout=60)
         listed: list[str] = next((event["names"] for event in seen if event["event"] == "tools"), [])
-        self.console.print(f"  it sees {len(listed)} tools: [bold]{', '.join(listed)}[/]")
+        hang(self.console, "  it sees ", f"[bold]{escape(', '.join(listed))}[/] and nothing else")
         granted = sorted(grant.name for grant in self.spec.mcp_tools)
         self._expect("the agent sees exactly the allowlist", sorted(listed) == granted and code == 0)
         calls = [event for event in seen if event["event"] == "call"]
@@ -193,13 +208,15 @@ class Stage:
         for expected, event in zip(plan, calls, strict=False):
             allowed = event["outcome"] == "ok"
             self._expect(expected["say"], allowed == expected["allowed"])
-            text = _short(event["text"]) if expected["show"] else ""
-            (self._ok if allowed else self._no)(escape(f"{expected['say']} → {event['outcome']} {text}".rstrip()))
+            text = _answer(event["text"]) if expected["show"] or not allowed else ""
+            (self._ok if allowed else self._no)(escape(expected["say"]))
+            if text:
+                hang(self.console, "      ", escape(text), style="dim")
         self.record["calls"] = calls
         receipt = handoff.stop()
         if receipt.agent is not None:
             took, left = receipt.agent.milliseconds, receipt.agent.survivors
-            self.console.print(f"  [dim]ended: exit code {code}, {left} processes left, {took} ms[/]")
+            self._aside(f"it ended with exit code {code}; {left} of its processes are left, after {took} ms")
             self._expect("no process of the agent is left", left == 0)
 
     def audit(self, manifest: ProvisionManifest) -> None:
@@ -209,8 +226,10 @@ class Stage:
             if event.action.startswith(("tool.", "vault.")):
                 style = "red" if event.decision is Decision.REFUSED else "green"
                 target = " ".join(part for part in (event.target, event.reason and f"({event.reason})") if part)
-                self.console.print(
-                    f"  {event.seq:>3} [{style}]{event.decision:<7}[/] {event.action:<12} {escape(target)}"
+                hang(
+                    self.console,
+                    f"  {event.seq:>3} [{style}]{event.decision:<7}[/] {event.action:<12} ",
+                    escape(target),
                 )
         result = self.ctx.audit.verify(manifest.handoff, checkpoints=[head])
         self._expect("the audit trail is whole", result.ok)
@@ -222,7 +241,7 @@ class Stage:
         if self.stripe_key is not None:
             early = revoke(manifest.handoff_id, self.ctx, reason="demo", progress=self._outcome)
             self._expect("a key that only a person can delete is reported, not hidden", not early.ok)
-            self.console.print("  [dim]the operator deletes the key in the (emulated) Dashboard, and revokes again[/]")
+            self._aside("the operator deletes the key in the (emulated) Dashboard, and revokes again")
             self.sandbox.stripe.dashboard_delete_key(self.stripe_key)
         receipt = revoke(manifest.handoff_id, self.ctx, reason="demo", progress=self._outcome)
         self._expect("everything is proven dead", receipt.ok and receipt.path_deleted)
@@ -236,7 +255,11 @@ class Stage:
         if outcome.residue is None and outcome.proof is not None:
             self._ok(f"[bold]{outcome.surface}[/] dead in {outcome.milliseconds:.0f} ms: {escape(outcome.proof.how)}")
         elif outcome.residue is not None:
-            self.console.print(f"  [yellow]…[/] [bold]{outcome.surface}[/] {escape(outcome.residue.why)}")
+            hang(
+                self.console,
+                "  [yellow]…[/] ",
+                f"[bold]{outcome.surface}[/] still alive: {escape(outcome.residue.why)}",
+            )
 
     def nothing_left(self, manifest: ProvisionManifest) -> None:
         alive = [*self.sandbox.github.live_credentials(), *self.sandbox.stripe.live_credentials()]
@@ -257,7 +280,11 @@ class Stage:
             for failure in self.failures:
                 self.console.print(f"[bold red]did not hold:[/] {escape(failure)}")
             return False
-        self.console.print(f"\n[bold green]No residue.[/] {took:.1f} s. Next: `handoff init`, then `handoff check`.")
+        told = (
+            f"{_count(len(self.minted), 'credential')} given and seen dead, {_count(self.refused, 'attempt')} refused"
+        )
+        self.console.print(f"\n[bold green]No residue.[/] {told}, in {took:.1f} s.")
+        self.console.print("Next: `handoff init`, then `handoff check`.", style="dim")
         return True
 
     # -- drawing ---------------------------------------------------------------------------------------------------
@@ -267,10 +294,14 @@ class Stage:
         self.console.print(f"\n[bold cyan]{self.step}. {escape(text)}[/]")
 
     def _ok(self, markup: str) -> None:
-        self.console.print(f"  [green]✓[/] {markup}")
+        hang(self.console, "  [green]✓[/] ", markup)
 
-    def _no(self, text: str) -> None:
-        self.console.print(f"  [red]✗ refused[/] {text}")
+    def _no(self, markup: str) -> None:
+        self.refused += 1
+        hang(self.console, "  [red]✗ refused[/] ", markup)
+
+    def _aside(self, text: str) -> None:
+        hang(self.console, "  ", escape(text), style="dim")
 
     def _expect(self, what: str, held: bool) -> None:
         if not held:
@@ -324,7 +355,26 @@ def _left(lease: Any, ctx: HandoffContext) -> str:
     return f"lives {human_duration(lease.expires_at - ctx.clock.now())}"
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+def _plain(value: Any) -> str:
+    """A scope's value as a person writes it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {inner}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(str(inner) for inner in value)
+    return str(value)
+
+
+def _answer(text: str) -> str:
+    """What a tool answered, on one line and in short."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = None
+    if isinstance(document, dict):
+        text = ", ".join(f"{key}: {document[key]}" for key in ("number", "state", "title") if key in document) or text
     text = re.sub(r"\s+", " ", text)
     return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -97,6 +97,8 @@ def paper() -> Console:
         def print(self, *objects: Any, **options: Any) -> None:
             try:
                 super().print(*objects, **options)
+            except BrokenPipeError:
+                raise
             except OSError as error:
                 raise _unwritable(error) from None
 
@@ -105,6 +107,22 @@ def paper() -> Console:
             raise BrokenPipeError
 
     return Paper(highlight=False, soft_wrap=True)
+
+
+def hang(console: Console, lead: str, body: str, *, style: str | None = None) -> None:
+    """Print markup behind a lead; at a terminal what does not fit goes on under its own beginning."""
+    if not console.is_terminal:
+        console.print(f"{lead}{body}", style=style)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    first = Text.from_markup(lead)
+    grid = Table.grid()
+    grid.add_column(no_wrap=True, width=first.cell_len)
+    grid.add_column(overflow="fold")
+    grid.add_row(first, Text.from_markup(body))
+    console.print(grid, soft_wrap=False, style=style)
 
 
 def read_line() -> str:

@@ -5,14 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from agent_token_injector.clock import ManualClock
 from agent_token_injector.context import HandoffContext
+from tests.flow.rig import START
 from tests.world import World, make_world
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with make_world(tmp_path) as made:
+def clock() -> ManualClock:
+    """Stands still at a fixed morning, so that no test meets midnight."""
+    return ManualClock(START)
+
+
+@pytest.fixture
+def world(tmp_path: Path, clock: ManualClock) -> Iterator[World]:
+    with make_world(tmp_path, clock) as made:
         yield made
+        failures = [*made.sandbox.github.failures, *made.sandbox.stripe.failures]
+        assert failures == [], "an emulated vendor failed by itself"
 
 
 @pytest.fixture
