@@ -165,7 +165,7 @@ def _makers(settings: Settings, vault: Vault, clock: Clock, policy: Policy) -> d
                 hint="set HANDOFF_GITHUB_APP_CLIENT_ID, HANDOFF_GITHUB_INSTALLATION_ID, HANDOFF_GITHUB_PRIVATE_KEY_FILE",
             )
         return GitHubSurface(
-            api_url=settings.github.api_url,
+            api_url=_address("HANDOFF_GITHUB_API_URL", settings.github.api_url),
             app_client_id=settings.github.app_client_id,
             installation_id=settings.github.installation_id,
             private_key=read_secret_file(settings.github.private_key_file),
@@ -177,9 +177,19 @@ def _makers(settings: Settings, vault: Vault, clock: Clock, policy: Policy) -> d
     def stripe() -> Surface:
         from agent_token_injector.surfaces.stripe import StripeSurface
 
-        return StripeSurface(api_url=settings.stripe_api_url, clock=clock)
+        return StripeSurface(api_url=_address("HANDOFF_STRIPE_API_URL", settings.stripe_api_url), clock=clock)
 
     return {"infisical": infisical, "github": github, "stripe": stripe}
+
+
+def _address(variable: str, url: str) -> str:
+    from agent_token_injector.transport import check_url
+
+    try:
+        check_url(url)
+    except SettingsError as error:
+        raise SettingsError(f"{variable} is not usable", path=variable, cause=str(error), hint=error.hint) from None
+    return url
 
 
 def keeper_dir(state_dir: Path) -> Path:

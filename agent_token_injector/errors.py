@@ -119,18 +119,21 @@ class GateRefused(HandoffError):
         super().__init__(what, cause="; ".join(str(finding) for finding in findings), hint=hint)
         self.findings = tuple(findings)
 
+    def to_dict(self) -> dict[str, object]:
+        return {**super().to_dict(), "findings": [str(finding) for finding in self.findings]}
+
 
 class VaultError(HandoffError):
     """The vault did not do what was asked."""
 
     code = "vault.error"
+    exit_code = ExitCode.VAULT_UNREACHABLE
 
 
 class VaultUnreachable(VaultError):
     """The vault gave no answer that can be relied on. Callers fail closed."""
 
     code = "vault.unreachable"
-    exit_code = ExitCode.VAULT_UNREACHABLE
 
 
 class VaultForbidden(VaultError):
@@ -143,12 +146,14 @@ class SecretNotFound(VaultError):
     """No such secret or no such folder."""
 
     code = "vault.not-found"
+    exit_code = ExitCode.FAILED_CLEAN
 
 
 class AlreadyExists(VaultError):
     """A create-only write found its name taken. Nothing was changed."""
 
     code = "vault.already-exists"
+    exit_code = ExitCode.FAILED_CLEAN
 
 
 class SurfaceError(HandoffError):

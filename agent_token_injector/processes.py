@@ -34,7 +34,7 @@ class ProcessId:
 
 def _boot_id() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def _start_ticks(pid: int) -> int | None:

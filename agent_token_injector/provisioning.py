@@ -13,11 +13,12 @@ which `revoke`, or the next `provision` on the same machine, finds and ends what
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from pydantic import SecretStr
 
@@ -28,10 +29,12 @@ from agent_token_injector.context import HandoffContext
 from agent_token_injector.errors import (
     AlreadyExists,
     HandoffError,
+    ManifestExpired,
     MintAmbiguous,
     MintRefused,
     ProvisionFailed,
     SettingsError,
+    SpecError,
     VaultError,
 )
 from agent_token_injector.gate import GateReport, check
@@ -53,9 +56,11 @@ from agent_token_injector.manifest import (
 from agent_token_injector.names import HandoffId, IdentityName, mint_begun
 from agent_token_injector.processes import ProcessId
 from agent_token_injector.revocation import VAULT, Target, end_all, mark, revoke
-from agent_token_injector.spec import HandoffSpec
+from agent_token_injector.spec import MAX_SPEC_BYTES, HandoffSpec
 from agent_token_injector.surfaces.base import MintRequest, Surface
 
+_MANIFEST_ROOM: Final = 48 * 1024
+"""Bytes of a manifest beside the spec in it: leases, secrets' digests, approvals."""
 Progress = Callable[[str, str, Mapping[str, Any]], None]
 """Called with a step (`minting`, `minted`, ...), the surface, and details without secrets."""
 
@@ -86,6 +91,7 @@ def provision(
     now = ctx.clock.now()
     handoff = spec.handoff_id(now)
     report = _pass_gate(spec, ctx, approvals, now)
+    _check_size(spec)
     surfaces = _resolve(spec, ctx)
     offered = _supplied(spec, ctx, surfaces, supplied or {}, handoff)
     existing = _existing(spec, ctx, handoff)
@@ -107,6 +113,16 @@ def _pass_gate(spec: HandoffSpec, ctx: HandoffContext, approvals: Sequence[Appro
     )
     report.raise_if_refused()
     return report
+
+
+def _check_size(spec: HandoffSpec) -> None:
+    """Refuse a spec that, with its defaults written out, makes a manifest which nobody would read back."""
+    if len(json.dumps(spec.to_dict())) > MAX_SPEC_BYTES - _MANIFEST_ROOM:
+        raise SpecError(
+            "the spec is too large to be provisioned",
+            cause=f"written out in full it has more than {(MAX_SPEC_BYTES - _MANIFEST_ROOM) // 1024} KiB",
+            hint="grant fewer tools, or shorten their argument schemas; nothing was minted",
+        )
 
 
 def _resolve(spec: HandoffSpec, ctx: HandoffContext) -> dict[str, Surface]:
@@ -166,14 +182,15 @@ def _existing(spec: HandoffSpec, ctx: HandoffContext, handoff: HandoffId) -> Pro
         manifest = read_record(folder, PROVISION_MANIFEST, ProvisionManifest)
         assert manifest is not None  # noqa: S101 - the state says that it is there
         manifest.verify(handoff, ctx.trusted)
-        if manifest.spec_digest != spec.digest:
-            raise ProvisionFailed(
-                f"{handoff} is already provisioned from another spec",
-                cause=f"there it is {manifest.spec_digest[:19]}, here {spec.digest[:19]}",
-                hint=f"`handoff revoke {handoff}` first; nothing was minted",
-            )
-        manifest.check_time(ctx.clock.now())
-        return manifest
+        with suppress(ManifestExpired):
+            manifest.check_time(ctx.clock.now())
+            if manifest.spec_digest != spec.digest:
+                raise ProvisionFailed(
+                    f"{handoff} is already provisioned from another spec",
+                    cause=f"there it is {manifest.spec_digest[:19]}, here {spec.digest[:19]}",
+                    hint=f"`handoff revoke {handoff}` first; nothing was minted",
+                )
+            return manifest
     intent = read_record(folder, PROVISION_INTENT, ProvisionIntent)
     if state is ManifestState.PROVISIONING and intent is not None:
         alive = ProcessId(**intent.holder.to_dict()).is_alive()
@@ -185,7 +202,7 @@ def _existing(spec: HandoffSpec, ctx: HandoffContext, handoff: HandoffId) -> Pro
             )
     if state is ManifestState.PROVISIONING and intent is None:
         return None  # An empty folder: whoever made it was killed before the intent, so nothing was asked for.
-    receipt = revoke(str(handoff), ctx, reason="debris of an earlier provisioning")
+    receipt = revoke(str(handoff), ctx, reason="what an earlier provisioning of this day left")
     if not receipt.ok:
         raise ProvisionFailed(
             f"what an earlier provisioning of {handoff} left could not be cleared",

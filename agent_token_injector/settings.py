@@ -14,6 +14,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -67,6 +68,12 @@ class Settings(BaseModel):
             key: value for key, value in (os.environ if environ is None else environ).items() if key.startswith(PREFIX)
         }
         config_dir = Path(given.get("HANDOFF_CONFIG_DIR") or _platform_dir("config"))
+        if config_dir.exists() and not config_dir.is_dir():
+            raise SettingsError(
+                f"HANDOFF_CONFIG_DIR, {config_dir}, is no directory",
+                path="config_dir",
+                hint="name the directory that holds policy.json and operators.json",
+            )
         merged = {**_env_file(given, config_dir), **given}
         fields: dict[str, Any] = {
             "state_dir": Path(merged.get("HANDOFF_STATE_DIR") or _platform_dir("state")),
@@ -106,8 +113,14 @@ class Settings(BaseModel):
         return {} if document is None else _adapt(dict[str, Any], document, "policy.json")
 
     def signing_key(self) -> SigningKey:
-        """The provisioner's key, made at first use in the state directory."""
-        return load_or_create_key(self.state_dir / "keys" / "provisioner.key")
+        """The provisioner's key, made at first use in the state directory, with its public half beside it (`.pub`)."""
+        path = self.state_dir / "keys" / "provisioner.key"
+        key = load_or_create_key(path)
+        public = path.with_suffix(".pub")
+        if not public.exists():
+            with suppress(OSError):  # For people to copy into another host's trusted_provisioners.json; nothing reads it.
+                write_new_secret(public, f"{key.public}\n".encode("ascii"))
+        return key
 
     def trusted_keys(self) -> tuple[VerifyKey, ...]:
         """Whose manifests this host dispatches: those that trusted_provisioners.json lists, be it none at all.

@@ -86,6 +86,11 @@ class _Watch:
             self._reason = "vault-unreachable"
         return self._reason
 
+    def look(self) -> str | None:
+        """Ask the vault, then answer as `check` does."""
+        self._look()
+        return self.check()
+
     def close(self) -> None:
         self._done.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -93,8 +98,7 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._done.wait(POLL.total_seconds()):
-            self._look()
-            reason = self.check()
+            reason = self.look()
             if reason is not None:
                 self._on_end(reason)
                 return
@@ -170,7 +174,7 @@ class Handoff:
         tools = () if self._proxy is None else self._proxy.tools
         context = build_session_context(self._admitted, self._ctx, mcp=endpoint, tools=tools)
         # The last look before the point of no return; the vault may have changed while servers started.
-        reason = self._watch.check()
+        reason = self._watch.look()
         if reason is not None:
             raise SpawnRefused(f"{self.id} may not start any more", cause=reason, hint="nothing was launched")
         self._ctx.audit.record(

@@ -23,6 +23,8 @@ from agent_token_injector.vaults._crypto import KEY_BYTES
 
 KEY_FILE: Final = "vault.key"
 DATABASE_FILE: Final = "vault.sqlite3"
+MADE_FILE: Final = "vault.made"
+"""An empty file that says that the database has been made: from then on an empty or missing one is a lost one."""
 _SQLITE_COMPANIONS: Final = ("-wal", "-shm", "-journal")
 
 
@@ -48,12 +50,31 @@ def prepare(directory: Path) -> bytes:
                 hint=f"put {KEY_FILE} back from the backup; without it what the vault holds cannot be read",
             )
         if _status(folder, DATABASE_FILE) is None:
+            refuse_if_made(directory)
             _create(folder, DATABASE_FILE, b"")
         for suffix in ("", *_SQLITE_COMPANIONS):
             status = _status(folder, DATABASE_FILE + suffix)
             if status is not None:
                 _refuse_unless_private(directory / (DATABASE_FILE + suffix), status)
         return key
+
+
+def refuse_if_made(directory: Path) -> None:
+    """Return when no database was ever made here. Raises VaultError: a new one would say that there is no handoff."""
+    with _opened(directory) as folder:
+        if _status(folder, MADE_FILE) is not None:
+            raise VaultError(
+                f"the vault in {directory} has lost its database",
+                cause=f"{DATABASE_FILE} is missing or empty, and there was one",
+                hint=f"put {DATABASE_FILE} back from the backup; handoffs in it may be alive (docs/runbooks)",
+            )
+
+
+def remember_made(directory: Path) -> None:
+    """Note that the database has been made."""
+    with _opened(directory) as folder:
+        if _status(folder, MADE_FILE) is None:
+            _create(folder, MADE_FILE, b"")
 
 
 @contextlib.contextmanager

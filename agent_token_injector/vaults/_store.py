@@ -22,7 +22,7 @@ from typing import Final
 
 from agent_token_injector.errors import HandoffError, VaultError, VaultUnreachable
 from agent_token_injector.vaults._crypto import SealBroken, VaultKey
-from agent_token_injector.vaults._files import DATABASE_FILE, KEY_FILE, prepare
+from agent_token_injector.vaults._files import DATABASE_FILE, KEY_FILE, prepare, refuse_if_made, remember_made
 
 SCHEMA_VERSION: Final = 1
 _CHECK: Final = ("check", "vault.key")
@@ -220,6 +220,8 @@ class Store:
 
     def _check_schema(self, connection: sqlite3.Connection, key: VaultKey) -> None:
         if _version(connection) == 0:
+            self._refuse_foreign(connection)
+            refuse_if_made(self.directory)
             self._create_schema(connection, key)
         version = _version(connection)
         if version != SCHEMA_VERSION:
@@ -237,6 +239,7 @@ class Store:
                 cause=f"its database was made with another key than the one in {KEY_FILE}",
                 hint=f"put the {KEY_FILE} that belongs to it back from the backup",
             ) from None
+        remember_made(self.directory)
 
     def _create_schema(self, connection: sqlite3.Connection, key: VaultKey) -> None:
         connection.execute("BEGIN IMMEDIATE")

@@ -11,12 +11,13 @@ from pydantic import SecretStr
 from agent_token_injector.audit import Decision
 from agent_token_injector.clock import ManualClock
 from agent_token_injector.context import HandoffContext
-from agent_token_injector.errors import ManifestExpired, ProvisionFailed
+from agent_token_injector.errors import ProvisionFailed
 from agent_token_injector.lease import MintKind
 from agent_token_injector.manifest import ProvisionManifest
 from agent_token_injector.names import is_record
 from agent_token_injector.provisioning import provision
-from tests.flow.rig import HANDOFF, ID, MINT, PATH, START, alive, events, provisioned, requests, vault_only
+from agent_token_injector.session_context import admit
+from tests.flow.rig import HANDOFF, ID, MINT, PATH, START, alive, events, names_of, provisioned, requests, vault_only
 from tests.requirements import requirement
 from tests.world import World
 
@@ -137,13 +138,30 @@ def test_another_spec_under_the_same_id_is_refused_until_the_first_is_revoked(
 
 
 @requirement("H3.no-second-life")
-def test_an_ended_handoff_is_not_given_out_again(world: World, ctx: HandoffContext, clock: ManualClock) -> None:
-    provisioned(world, ctx, "github")
+def test_an_ended_handoff_is_not_given_out_again_but_cleared_and_minted_anew(
+    world: World, ctx: HandoffContext, clock: ManualClock
+) -> None:
+    first = provisioned(world, ctx, "github")
     clock.advance(timedelta(hours=2))
-    with pytest.raises(ManifestExpired, match="limited by its github credential") as caught:
-        provisioned(world, ctx, "github")
-    assert "revoke" in str(caught.value.hint)
+    second = provisioned(world, ctx, "github")
+    assert (second.handoff_id, second.provisioned_at) == (first.handoff_id, clock.now())
+    assert not {lease.handle for lease in first.leases} & {lease.handle for lease in second.leases}
+    assert len(world.live_minted()) == len(ctx.vault.find_identities(f"infisical-handoff-{HANDOFF}")) == 1
+    assert admit(ID, ctx).manifest == second
+
+
+@requirement("H3.no-second-life", "D4.residue-exact")
+def test_an_ended_handoff_of_which_something_is_alive_is_in_the_way_until_that_is_dead(
+    world: World, ctx: HandoffContext, clock: ManualClock
+) -> None:
+    provisioned(world, ctx, "github", "stripe")
+    clock.advance(timedelta(hours=2))
+    with pytest.raises(ProvisionFailed, match="could not be cleared") as caught:
+        provisioned(world, ctx, "github", "stripe")
+    assert names_of(caught.value.residue) == {"stripe"}
     assert world.sandbox.github.count(MINT) == 1
+    world.delete_stripe_keys()
+    assert provisioned(world, ctx, "github", "stripe").provisioned_at == clock.now()
 
 
 @requirement("D2.deterministic-names")

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from agent_token_injector.audit import Decision
 from agent_token_injector.context import HandoffContext
-from agent_token_injector.errors import ExitCode, GateRefused, MintRefused, ProvisionFailed, ScopeTooWide
+from agent_token_injector.errors import ExitCode, GateRefused, MintRefused, ProvisionFailed, ScopeTooWide, SpecError
 from agent_token_injector.provisioning import provision
 from agent_token_injector.sandbox.github import SandboxGitHub
 from agent_token_injector.spec import HandoffSpec
@@ -57,6 +57,16 @@ def test_a_missing_operators_key_is_refused_before_anything_with_where_to_make_i
     assert "permissions[]=rak_checkout_session_write" in hint
     assert "handoff supply" in hint
     assert caught.value.exit_code is ExitCode.FAILED_CLEAN
+    assert untouched(world, ctx)
+
+
+@requirement("H4.before-anything", "D6.bound")
+def test_a_spec_whose_manifest_nobody_could_read_back_is_refused_before_anything(
+    world: World, ctx: HandoffContext
+) -> None:
+    tools = ["infisical_get_secret", *(f"tool_{number}" for number in range(9000))]
+    with pytest.raises(SpecError, match="too large to be provisioned"):
+        provision(vault_only(world, mcp_tools=tools), ctx)
     assert untouched(world, ctx)
 
 

@@ -31,7 +31,7 @@ def path_of(path: str) -> Callable[[Request], bool]:
 def test_github_failing_at_any_question_leaves_nothing(world: World, ctx: HandoffContext) -> None:
     spec = spec_of(world, "github")
     provision(spec, ctx)
-    asked = {entry.path for entry in world.sandbox.github.log if entry.method == "GET"}
+    asked = {entry.path for entry in world.sandbox.github.log if entry.method == "GET" and entry.status == 200}
     assert revoke(HANDOFF, ctx).ok
     assert len(asked) >= 5, "the questions are no longer seen"
     for path in sorted(asked):

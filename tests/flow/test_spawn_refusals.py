@@ -36,6 +36,7 @@ from tests.flow.rig import (
     PATH,
     START,
     Failing,
+    Passing,
     Recorder,
     events,
     provisioned,
@@ -204,6 +205,26 @@ def test_a_vault_that_gives_no_answer(ctx: HandoffContext, manifest: ProvisionMa
     failing = Failing(lambda: VaultUnreachable("no answer"), at=1, onward=True)
     error = refused(rewired(ctx, vault=failing.wrap(ctx.vault)), VaultUnreachable)
     assert error.exit_code is ExitCode.VAULT_UNREACHABLE
+
+
+@requirement("H8.kill-switch", "H3.expiry")
+@pytest.mark.parametrize("what", ["revoked", "expired"])
+def test_a_handoff_that_ends_while_its_servers_start(
+    ctx: HandoffContext, clock: ManualClock, manifest: ProvisionManifest, what: str
+) -> None:
+    def around(name: str, call: Callable[[], Any]) -> Any:
+        if name == "add_secrets":  # Between the admission and the servers' start.
+            if what == "expired":
+                clock.advance(manifest.expires_at - clock.now())
+            else:
+                ctx.vault.create_secret(PATH, "REVOCATION_MARK", SecretStr("{}"))
+        return call()
+
+    launcher = Recorder()
+    with pytest.raises(SpawnRefused, match=f"may not start any more: {what}"):
+        spawn_handoff(HANDOFF, launcher, ctx=rewired(ctx, audit=Passing(ctx.audit, around)))
+    assert launcher.launches == 0
+    assert events(ctx)[-1].action == "spawn.refused"
 
 
 @requirement("H5.no-audit-no-action")

@@ -56,7 +56,7 @@ GOOD: Final[Mapping[str, Any]] = {
     "env": {"REPORT_DAY": "monday"},
 }
 
-GONE: Final = object()
+GONE: Final = "<gone>"
 """Put in place of a value, it takes the field out."""
 
 

@@ -22,7 +22,7 @@ TTL = timedelta(minutes=15)
 X, Y = VaultPath("/x"), VaultPath("/y")
 NAME = "infisical-handoff-a-20260620"
 PLAIN = "ghs_Th1sIsThePlainValue+of/a=secret"
-DATABASE, KEY = "vault.sqlite3", "vault.key"
+DATABASE, KEY, MADE = "vault.sqlite3", "vault.key", "vault.made"
 
 
 def open_and_close(directory: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from agent_token_injector.clock import ManualClock
+from agent_token_injector.clock import ManualClock, SystemClock
 from agent_token_injector.errors import (
     SecretNotFound,
     SettingsError,
@@ -23,11 +23,13 @@ from agent_token_injector.errors import (
     VaultForbidden,
     VaultUnreachable,
 )
+from agent_token_injector.names import VaultPath
 from agent_token_injector.vaults.embedded import EmbeddedVault
 from tests.requirements import requirement
 from tests.vaults.helpers import (
     DATABASE,
     KEY,
+    MADE,
     NAME,
     PLAIN,
     START,
@@ -58,7 +60,7 @@ class TestFiles:
         finally:
             os.umask(before)
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-        assert modes == dict.fromkeys((DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", KEY), 0o600)
+        assert modes == dict.fromkeys((DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", KEY, MADE), 0o600)
 
     @requirement("vault.private-files")
     @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ class TestKey:
     def test_two_vaults_have_two_keys_and_nothing_else_is_left_beside_them(self, tmp_path: Path) -> None:
         for name in ("a", "b"):
             open_and_close(tmp_path / name)
-            assert sorted(path.name for path in (tmp_path / name).iterdir()) == [KEY, DATABASE]
+            assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted((KEY, MADE, DATABASE))
         first, second = ((tmp_path / name / KEY).read_bytes() for name in ("a", "b"))
         assert len(first) == len(second) == 32
         assert first != second
@@ -439,3 +441,19 @@ vault.close()
             assert not vault.folder_exists(Y)
             assert vault.access_events(NAME) == ()
             vault.login(made.client_id, made.client_secret)
+
+
+@requirement("vault.lost-database")
+@pytest.mark.parametrize("how", ["emptied", "deleted"])
+def test_a_database_that_was_lost_is_an_error_and_not_a_new_empty_vault(tmp_path: Path, how: str) -> None:
+    with closing(EmbeddedVault(tmp_path / "vault", clock=SystemClock())) as vault:
+        vault.create_folder(VaultPath("/A"))
+    database = tmp_path / "vault" / "vault.sqlite3"
+    for companion in ("-wal", "-shm"):
+        database.with_name(database.name + companion).unlink(missing_ok=True)
+    if how == "emptied":
+        os.truncate(database, 0)
+    else:
+        database.unlink()
+    with pytest.raises(VaultError, match="lost its database"):
+        EmbeddedVault(tmp_path / "vault", clock=SystemClock())
