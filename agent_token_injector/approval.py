@@ -18,7 +18,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from agent_token_injector.clock import iso
 from agent_token_injector.errors import ApprovalError, SettingsError, SignatureInvalid
 from agent_token_injector.signing import SigningKey, VerifyKey
-from agent_token_injector.spec import HandoffSpec, strict_json
+from agent_token_injector.spec import HandoffSpec
+from agent_token_injector.strict_json import read_document, strict_json
 
 APPROVAL_TYPE: Final = "agent_token_injector/approval/v1"
 
@@ -119,6 +120,11 @@ def sign_approval(
 def approvals_path(spec_path: Path) -> Path:
     """Where a spec's approvals lie: `x.json` -> `x.approvals.json`."""
     return spec_path.with_name(f"{spec_path.stem}.approvals.json")
+
+
+def load_approvals(path: Path) -> tuple[Approval, ...]:
+    """Read an approvals file. Raises SpecError or ApprovalError when it cannot be read or is not one."""
+    return parse_approvals(read_document(path, what="the approvals file", hint="`handoff approve` writes such a file"))
 
 
 def parse_approvals(text: str | bytes) -> tuple[Approval, ...]:

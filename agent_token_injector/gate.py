@@ -212,7 +212,7 @@ def _cloud_detail(case: Case, name: str) -> str:
 
 
 def _ending(case: Case, *, long: bool) -> str:
-    by_hand = case.spec.revocation.by_hand
+    by_hand = case.by_hand
     if case.spec.revocation.velvet:
         return "enrolled in subscription-manifest.yml with auto_revoke_after"
     if by_hand is not None:

@@ -50,6 +50,8 @@ class LeaseState(StrEnum):
     """Past its own expiry on a surface where that ends it."""
     AWAITING_OPERATOR = "awaiting-operator"
     """Alive, and only a person can end it."""
+    NEVER_HANDED_OVER = "never-handed-over"
+    """An operator's own credential that no agent was given: there is nothing to take back, and it is still theirs."""
     IRREVOCABLE = "irrevocable"
     """Should be dead, was not seen dead: it is residue, and retried until its expiry has passed."""
 

@@ -23,7 +23,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, Literal, Self, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from agent_token_injector.approval import Approval
 from agent_token_injector.clock import LOCAL_EARLY, iso
@@ -104,6 +104,8 @@ class ProvisionIntent(_Record):
     deadline: AwareDatetime
     """After this the intent is debris: its provisioner has given up before."""
     holder: Holder
+    nonce: str = Field(default_factory=lambda: random.token_hex(16))
+    """Tells this provisioning from every other of the same handoff id; what one writes or deletes, it does for its own."""
 
 
 class MintBegun(_Record):

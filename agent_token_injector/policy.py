@@ -110,14 +110,15 @@ STRIPE_READABLE: Final = frozenset(
 
 STRIPE_WRITABLE: Final = frozenset(
     # ADR §8.2: "No customer PII write. No refund capability." Nothing here moves money, pays out, writes a customer,
-    # or makes a credential; a refund is charge_write (facts: Stripe has no refund-only permission).
+    # or answers with a credential: a new webhook endpoint answers with its signing secret, a new session of the
+    # customer portal with a URL that signs in as the customer, so both can be read and not written. A refund is
+    # charge_write (facts: Stripe has no refund-only permission).
     [
         "billing_clock",
         "billing_meter",
         "billing_meter_event",
         "checkout_session",
         "coupon",
-        "customer_portal",
         "payment_links",
         "plan",
         "product",
@@ -126,22 +127,30 @@ STRIPE_WRITABLE: Final = frozenset(
         "shipping_rate",
         "subscription",
         "tax_rate",
-        "webhook",
     ]
 )
 
 LOADER_NAMES: Final[tuple[str, ...]] = (
-    # Names that change how a program starts, what it loads or whom it trusts (D7); a trailing * is a prefix.
-    *("LD_*", "DYLD_*", "GCONV_PATH", "LOCPATH", "NLSPATH", "MALLOC_*", "GLIBC_*"),
-    *("PYTHON*", "VIRTUAL_ENV", "PIP_*", "UV_*", "CONDA_*", "NODE_*", "NPM_*", "YARN_*", "DENO_*", "BUN_*"),
-    *("PERL*", "RUBY*", "GEM_*", "BUNDLE_*", "JAVA_*", "_JAVA_OPTIONS", "JDK_*", "CLASSPATH", "MAVEN_*", "GRADLE_*"),
-    *("GO*", "CARGO*", "RUST*", "DOTNET_*", "PHP*", "LUA_*", "R_*"),
-    *("BASH_*", "BASHOPTS", "SHELLOPTS", "ENV", "IFS", "PS4", "PROMPT_COMMAND", "ZDOTDIR", "SHELL", "FPATH"),
-    *("GIT_*", "SSH_*", "GPG_*", "GNUPGHOME", "EDITOR", "VISUAL", "PAGER", "BROWSER", "LESSOPEN", "LESSCLOSE"),
-    *("DBUS_*", "XDG_*", "DISPLAY", "WAYLAND_*", "XAUTHORITY", "SUDO_*", "KUBECONFIG", "DOCKER_*"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY", "WS_PROXY", "WSS_PROXY"),
-    *("SSL_*", "OPENSSL_*", "CURL_*", "REQUESTS_CA_BUNDLE", "HOSTALIASES", "RES_OPTIONS", "LOCALDOMAIN"),
-    *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TMP", "TEMP", "TZ", "LANG", "LC_*", "TERM", "PWD", "OLDPWD"),
+    # Names that change how a program starts, what it loads or whom it trusts (D7); a * stands for any beginning or end.
+    *("LD_*", "DYLD_*", "LIBPATH", "SHLIB_PATH", "GCONV_PATH", "LOCPATH", "NLSPATH", "MALLOC_*", "GLIBC_*"),
+    *("*SAN_OPTIONS", "*SAN_SYMBOLIZER_PATH", "TERMINFO*", "TERMCAP", "TERMPATH", "INPUTRC", "PYTHON*"),
+    *("VIRTUAL_ENV", "PIP_*", "PIPENV_*", "UV_*", "CONDA_*", "POETRY_*", "NODE_*", "NPM_*", "PNPM_*", "YARN_*"),
+    *("COREPACK_*", "TS_NODE_*", "ELECTRON_*", "DENO_*", "BUN_*", "PERL*", "RUBY*", "GEM_*", "BUNDLE_*", "JRUBY_*"),
+    *("JAVA_*", "*JAVA_OPTIONS", "JDK_*", "CLASSPATH", "MAVEN_*", "GRADLE_*", "ANT_OPTS", "ANT_ARGS", "ANT_HOME"),
+    *("SBT_*", "GROOVY_*", "KOTLIN_*", "GO*", "CARGO*", "RUST*", "DOTNET_*", "CORECLR_*", "PHP*", "LUA_*", "R_*"),
+    *("ERL_*", "ELIXIR_*", "MIX_HOME", "MIX_EXS", "MIX_ARCHIVES", "JULIA_*", "OCAML*", "CAML*", "GHC*", "GUILE_*"),
+    *("TCL*", "AWKPATH", "AWKLIBPATH", "MAKEFLAGS", "MAKEFILES", "GNUMAKEFLAGS", "MFLAGS", "CMAKE_*", "PKG_CONFIG*"),
+    *("GCC_*", "COMPILER_PATH", "LIBRARY_PATH", "CPATH", "NIX_*", "ASDF_*", "MISE_*", "DIRENV_*", "NVM_*", "PYENV_*"),
+    *("GTK_*", "GIO_*", "GDK_*", "GST_*", "QT_*", "QML*", "ANSIBLE_*", "HELM_*", "TF_CLI_*", "TF_PLUGIN_*", "KRB5*"),
+    *("ODBC*", "PGSERVICEFILE", "PGSYSCONFDIR", "MYSQL_HOME", "NETRC", "WGETRC", "BASH_*", "BASHOPTS", "SHELLOPTS"),
+    *("ENV", "IFS", "PS0", "PS1", "PS2", "PS4", "PROMPT_COMMAND", "ZDOTDIR", "SHELL", "FPATH", "CDPATH", "VIM"),
+    *("VIMINIT", "VIMRUNTIME", "MYVIMRC", "GVIMINIT", "EXINIT", "EMACS*", "GIT_*", "HGRCPATH", "HGEDITOR", "HGMERGE"),
+    *("SVN_SSH", "SVN_EDITOR", "RSYNC_RSH", "RSYNC_CONNECT_PROG", "CVS_RSH", "SSH_*", "GPG_*", "GNUPGHOME", "EDITOR"),
+    *("VISUAL", "PAGER", "MANPAGER", "BROWSER", "LESS", "LESSOPEN", "LESSCLOSE", "DBUS_*", "XDG_*", "DISPLAY"),
+    *("WAYLAND_*", "XAUTHORITY", "SUDO_*", "KUBECONFIG", "DOCKER_*", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"),
+    *("NO_PROXY", "FTP_PROXY", "WS_PROXY", "WSS_PROXY", "SSL_*", "OPENSSL_*", "CURL_*", "REQUESTS_CA_BUNDLE"),
+    *("HOSTALIASES", "RES_OPTIONS", "LOCALDOMAIN", "PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TMP", "TEMP", "TZ"),
+    *("LANG", "LC_*", "TERM", "PWD", "OLDPWD"),
 )
 
 ADMIN_NAMES: Final[tuple[str, ...]] = (
@@ -157,17 +166,26 @@ VENDOR_NAMES: Final[tuple[str, ...]] = (
 )
 
 CREDENTIAL_NAMES: Final[tuple[str, ...]] = (
-    # H6: a plain value in a spec is no secret, so it does not go under a secret's name.
-    *("*_TOKEN", "*_SECRET", "*_PASSWORD", "*_PASSWD", "*_API_KEY", "*_APIKEY", "*_CREDENTIALS", "*_SECRET_KEY"),
-    *("TOKEN", "SECRET", "PASSWORD", "API_KEY", "*_PAT", "*_ACCESS_KEY", "DATABASE_URL", "*_DSN"),
+    # H6: a plain value in a spec is no secret, so it does not go under a secret's name. Words that begin or end innocent
+    # ones (PASSENGERS, MAX_TOKENS) count only where they stand alone or at the end.
+    *("*SECRET*", "*PASSWORD*", "*PASSWD*", "*PASSPHRASE*", "*_PASS", "PASS", "PGPASS*", "*_PWD", "*CREDENTIAL*"),
+    *("*TOKEN", "*API_KEY*", "*APIKEY*", "*_ACCESS_KEY*", "*_PAT", "*JWT*", "*COOKIE*", "*BEARER*", "DATABASE_URL"),
+    *("*_DSN", "DSN", "*CONNECTION_STRING"),
 )
 
 CREDENTIAL_SHAPES: Final = re.compile(
     # H6: what a credential looks like, whatever it is called (facts/surfaces.md §2.9).
-    r"gh[psour]_[A-Za-z0-9]{16}|github_pat_[A-Za-z0-9_]{16}|[sr]k_(?:live|test|org)_[A-Za-z0-9]{8}|"
-    r"(?:AKIA|ASIA)[A-Z0-9]{16}|cf(?:at|ut|k)_[A-Za-z0-9]{16}|HRKU-[A-Za-z0-9-]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|"
-    r"whsec_[A-Za-z0-9]{16}|xox[abprs]-[A-Za-z0-9-]{10}|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.|"
-    r"sk-ant-[A-Za-z0-9-]{10}|://[^/\s:@]+:[^/\s:@]+@"
+    r"gh[psour]_[A-Za-z0-9]{16}|github_pat_[A-Za-z0-9_]{16}|gl(?:pat|ptt|cbt|soat|agent|imt|oas|dt|rt|ft)-[A-Za-z0-9_-]{16}|"
+    r"[sr]k_(?:live|test|org)_[A-Za-z0-9]{8}|whsec_[A-Za-z0-9]{16}|"
+    r"(?:AKIA|ASIA)[A-Z0-9]{16}|cf(?:at|ut|k)_[A-Za-z0-9]{16}|HRKU-[A-Za-z0-9-]{16}|AIza[A-Za-z0-9_-]{30}|"
+    r"ya29\.[A-Za-z0-9_-]{20}|-----BEGIN [A-Z ]*PRIVATE KEY|AGE-SECRET-KEY-1|hvs\.[A-Za-z0-9_-]{20}|"
+    r"(?<![A-Za-z0-9])sk-(?:ant|proj|svcacct|admin|or)-[A-Za-z0-9_-]{10}|(?<![A-Za-z0-9])sk-[A-Za-z0-9]{32}|"
+    r"npm_[A-Za-z0-9]{20}|pypi-AgEI|rubygems_[a-f0-9]{32}|dckr_pat_[A-Za-z0-9_-]{16}|hf_[A-Za-z0-9]{30}|"
+    r"do[opr]_v1_[a-f0-9]{32}|(?<![A-Za-z0-9])SG\.[A-Za-z0-9_-]{16,40}\.[A-Za-z0-9_-]{16}|sq0[a-z]{3}-[A-Za-z0-9_-]{16}|"
+    r"shp[a-z]{2}_[A-Fa-f0-9]{32}|xox[a-z]-[A-Za-z0-9-]{10}|xapp-[0-9]-[A-Za-z0-9-]{10}|"
+    r"eyJ[A-Za-z0-9_-]{10,1000}\.eyJ[A-Za-z0-9_-]{10}|"
+    # The user's part of an address may be empty, and a password may hold a colon.
+    r"://[^/\s@:]*:[^/\s@]+@"
 )
 
 REVOCATION_PATHS: Final[Mapping[str, str]] = MappingProxyType(

@@ -13,15 +13,16 @@ which `revoke`, or the next `provision` on the same machine, finds and ends what
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 from pydantic import SecretStr
 
+from agent_token_injector import preflight
 from agent_token_injector.approval import Approval
 from agent_token_injector.audit import Decision
 from agent_token_injector.clock import human_duration, iso
@@ -29,38 +30,34 @@ from agent_token_injector.context import HandoffContext
 from agent_token_injector.errors import (
     AlreadyExists,
     HandoffError,
-    ManifestExpired,
     MintAmbiguous,
     MintRefused,
     ProvisionFailed,
+    SecretNotFound,
     SettingsError,
-    SpecError,
     VaultError,
 )
-from agent_token_injector.gate import GateReport, check
+from agent_token_injector.gate import GateReport
 from agent_token_injector.lease import Lease, LeaseState, MintKind, Recovery, Residue, shortest
+from agent_token_injector.leftovers import VAULT, Target, guard_of
 from agent_token_injector.manifest import (
     PROVISION_INTENT,
     PROVISION_MANIFEST,
     REVOCATION_MARK,
     AuditHead,
     Holder,
-    ManifestState,
     MintBegun,
     ProvisionIntent,
     ProvisionManifest,
     SecretRecord,
-    read_record,
-    state_of,
 )
 from agent_token_injector.names import HandoffId, IdentityName, mint_begun
 from agent_token_injector.processes import ProcessId
-from agent_token_injector.revocation import VAULT, Target, end_all, mark, revoke
-from agent_token_injector.spec import MAX_SPEC_BYTES, HandoffSpec
+from agent_token_injector.revocation import end_all, mark
+from agent_token_injector.spec import HandoffSpec
 from agent_token_injector.surfaces.base import MintRequest, Surface
+from agent_token_injector.vaults.base import Guard
 
-_MANIFEST_ROOM: Final = 48 * 1024
-"""Bytes of a manifest beside the spec in it: leases, secrets' digests, approvals."""
 Progress = Callable[[str, str, Mapping[str, Any]], None]
 """Called with a step (`minting`, `minted`, ...), the surface, and details without secrets."""
 
@@ -90,126 +87,16 @@ def provision(
     """
     now = ctx.clock.now()
     handoff = spec.handoff_id(now)
-    report = _pass_gate(spec, ctx, approvals, now)
-    _check_size(spec)
-    surfaces = _resolve(spec, ctx)
-    offered = _supplied(spec, ctx, surfaces, supplied or {}, handoff)
-    existing = _existing(spec, ctx, handoff)
+    report = preflight.pass_gate(spec, ctx, approvals, now)
+    preflight.check_size(spec)
+    surfaces = preflight.resolve(spec, ctx)
+    offered = preflight.supplied(spec, ctx, surfaces, supplied or {}, handoff)
+    existing = preflight.existing(spec, ctx, handoff)
     if existing is not None:
         return existing
     if ctx.signer is None:
         raise SettingsError("this host has no provisioner's key", hint="provision where the signing key is")
     return _Run(ctx, spec, handoff, report, surfaces, offered, progress).go()
-
-
-def _pass_gate(spec: HandoffSpec, ctx: HandoffContext, approvals: Sequence[Approval], now: datetime) -> GateReport:
-    report = check(spec, ctx.policy, now, approvals=approvals, layout=ctx.layout)
-    ctx.audit.record(
-        spec.handoff_id(now),
-        "gate.checked",
-        decision=Decision.ALLOWED if report.ok else Decision.REFUSED,
-        reason=report.refusals[0].code if report.refusals else "",
-        detail={"spec": report.spec_digest, "policy": report.policy_digest, "codes": [f.code for f in report.findings]},
-    )
-    report.raise_if_refused()
-    return report
-
-
-def _check_size(spec: HandoffSpec) -> None:
-    """Refuse a spec that, with its defaults written out, makes a manifest which nobody would read back."""
-    if len(json.dumps(spec.to_dict())) > MAX_SPEC_BYTES - _MANIFEST_ROOM:
-        raise SpecError(
-            "the spec is too large to be provisioned",
-            cause=f"written out in full it has more than {(MAX_SPEC_BYTES - _MANIFEST_ROOM) // 1024} KiB",
-            hint="grant fewer tools, or shorten their argument schemas; nothing was minted",
-        )
-
-
-def _resolve(spec: HandoffSpec, ctx: HandoffContext) -> dict[str, Surface]:
-    """The surfaces, all of them usable, before anything is written."""
-    missing = [name for name in spec.surfaces.requested() if name not in ctx.surfaces]
-    if missing:
-        raise ProvisionFailed(
-            f"{missing[0]} cannot be provisioned",
-            surface=missing[0],
-            cause=f"this version provisions {', '.join(ctx.surfaces)}",
-            hint="leave the surface out of the spec; nothing was minted",
-        )
-    return {name: ctx.surfaces[name] for name in spec.surfaces.requested()}
-
-
-def _supplied(
-    spec: HandoffSpec,
-    ctx: HandoffContext,
-    surfaces: Mapping[str, Surface],
-    given: Mapping[str, SecretStr],
-    handoff: HandoffId,
-) -> dict[str, SecretStr]:
-    """The operator's credentials, all of them there, before anything is minted."""
-    strangers = sorted(set(given) - {n for n, s in surfaces.items() if s.facts.kind is MintKind.OPERATOR_SUPPLIED})
-    if strangers:
-        raise ProvisionFailed(
-            f"a credential was supplied for {strangers[0]}, which takes none",
-            surface=strangers[0],
-            hint="supply only what the spec asks for and no API can mint; nothing was minted",
-        )
-    found: dict[str, SecretStr] = {}
-    for name, surface in surfaces.items():
-        if surface.facts.kind is not MintKind.OPERATOR_SUPPLIED:
-            continue
-        secret_name = next(iter(surface.facts.secrets))
-        value = given.get(name) or ctx.supplied(spec.slug, secret_name)
-        if value is None:
-            raise ProvisionFailed(
-                f"{name} needs a credential that only an operator can make",
-                surface=name,
-                cause=f"none was supplied for {handoff}",
-                hint=surface.supply_hint(
-                    IdentityName(surface.facts.identity_prefix, handoff), getattr(spec.surfaces, name)
-                ),
-            )
-        found[name] = value
-    return found
-
-
-def _existing(spec: HandoffSpec, ctx: HandoffContext, handoff: HandoffId) -> ProvisionManifest | None:
-    """The manifest already there for this very spec; None when the way is free. Clears debris of a dead provisioner."""
-    folder = ctx.read_folder(handoff)
-    if folder is None:
-        return None
-    state = state_of(folder)
-    if state is ManifestState.PROVISIONED:
-        manifest = read_record(folder, PROVISION_MANIFEST, ProvisionManifest)
-        assert manifest is not None  # noqa: S101 - the state says that it is there
-        manifest.verify(handoff, ctx.trusted)
-        with suppress(ManifestExpired):
-            manifest.check_time(ctx.clock.now())
-            if manifest.spec_digest != spec.digest:
-                raise ProvisionFailed(
-                    f"{handoff} is already provisioned from another spec",
-                    cause=f"there it is {manifest.spec_digest[:19]}, here {spec.digest[:19]}",
-                    hint=f"`handoff revoke {handoff}` first; nothing was minted",
-                )
-            return manifest
-    intent = read_record(folder, PROVISION_INTENT, ProvisionIntent)
-    if state is ManifestState.PROVISIONING and intent is not None:
-        alive = ProcessId(**intent.holder.to_dict()).is_alive()
-        if alive is not False and ctx.clock.now() < intent.deadline:
-            raise ProvisionFailed(
-                f"{handoff} is being provisioned by another process",
-                cause=f"pid {intent.holder.pid}, since {iso(intent.begun_at)}" if alive else "on another machine",
-                hint=f"wait until {iso(intent.deadline)}, or `handoff revoke {handoff}`; nothing was minted",
-            )
-    if state is ManifestState.PROVISIONING and intent is None:
-        return None  # An empty folder: whoever made it was killed before the intent, so nothing was asked for.
-    receipt = revoke(str(handoff), ctx, reason="what an earlier provisioning of this day left")
-    if not receipt.ok:
-        raise ProvisionFailed(
-            f"what an earlier provisioning of {handoff} left could not be cleared",
-            residue=receipt.residue,
-            hint=f"`handoff revoke {handoff}` until it succeeds; nothing new was minted",
-        )
-    return None
 
 
 @dataclass
@@ -227,6 +114,10 @@ class _Run:
     residue: list[Residue] = field(default_factory=list)
     records: list[SecretRecord] = field(default_factory=list)
     at: str = ""
+    guard: Guard | None = None
+    """Our own intent: what we write and delete, we do only where it still stands."""
+    handed_over: bool = False
+    """Whether an agent may have been given what was minted."""
     asked_for: bool = False
     """Whether the request that creates the present surface's credential may have left."""
 
@@ -252,6 +143,7 @@ class _Run:
             deadline=begun + self.ctx.provision_deadline,
             holder=Holder(boot=me.boot, pid=me.pid, started=me.started),
         )
+        self.guard = Guard(PROVISION_INTENT, intent.to_secret())
         path = self.ctx.path_of(self.handoff)
         with suppress(AlreadyExists):
             self.ctx.vault.create_folder(path)
@@ -263,6 +155,16 @@ class _Run:
                 cause="it was there a moment earlier",
                 hint="wait for it; nothing was minted here",
             ) from None
+        except SecretNotFound:
+            raise ProvisionFailed(
+                f"{self.handoff} is being revoked",
+                cause="its path was deleted just now",
+                hint="try again; nothing was minted",
+            ) from None
+
+    def _write(self, name: str, value: SecretStr) -> None:
+        """Write into our own folder, and into no other that has taken its place."""
+        self.ctx.vault.create_secret(self.ctx.path_of(self.handoff), name, value, only_if=self.guard)
 
     def _identity(self, surface: Surface) -> IdentityName:
         return IdentityName(surface.facts.identity_prefix, self.handoff)
@@ -287,9 +189,8 @@ class _Run:
             Target(minted.lease, minted.secrets, handed_over=minted.lease.kind is not MintKind.OPERATOR_SUPPLIED)
         )
         self.ctx.audit.add_secrets(minted.secrets.values())
-        path = self.ctx.path_of(self.handoff)
         for secret_name, value in minted.secrets.items():
-            self.ctx.vault.create_secret(path, secret_name, value)
+            self._write(secret_name, value)
             env = surface.facts.secrets[secret_name]
             self.records.append(SecretRecord.of(secret_name, value, env=env, surface=name))
         minted.recorded()
@@ -312,12 +213,12 @@ class _Run:
 
     def _record_begun(self, name: str, identity: IdentityName) -> None:
         begun = MintBegun(surface=name, identity=str(identity), at=self.ctx.clock.now())
-        self.ctx.vault.create_secret(self.ctx.path_of(self.handoff), mint_begun(name), begun.to_secret())
+        self._write(mint_begun(name), begun.to_secret())
 
     def _still_wanted(self, begun: datetime) -> None:
         """Stop early when someone is revoking this handoff, or when we have become debris ourselves."""
         folder = self.ctx.read_folder(self.handoff)
-        if folder is None or REVOCATION_MARK in folder:
+        if folder is None or REVOCATION_MARK in folder or guard_of(folder) != self.guard:
             raise ProvisionFailed(f"{self.handoff} is being revoked", hint="it was stopped on purpose")
         # A provisioner gives up sooner than its deadline, after which others may clear what it does.
         if self.ctx.clock.now() > begun + self.ctx.provision_deadline * 0.8:
@@ -360,8 +261,13 @@ class _Run:
             audit_head=AuditHead(seq=head.seq, digest=head.digest),
             key_id=key.key_id,
         ).sign(key)
-        path = self.ctx.path_of(self.handoff)
-        self.ctx.vault.create_secret(path, PROVISION_MANIFEST, manifest.to_secret())
+        # From the moment it may be readable, some host may have handed everything to an agent.
+        self.handed_over = True
+        try:
+            self._write(PROVISION_MANIFEST, manifest.to_secret())
+        except (AlreadyExists, SecretNotFound):
+            self.handed_over = False
+            raise
         # A revocation that began meanwhile has seen no manifest; it is we who must end what it could not know of.
         self._still_wanted(begun)
         self.progress("committed", "", {"manifest": manifest})
@@ -381,16 +287,18 @@ class _Run:
             self._reconcile(error)
         with suppress(VaultError):
             # A manifest that is committed already must not be dispatched while it is taken apart, nor afterwards.
-            mark(self.ctx, self.handoff, "its provisioning failed")
+            mark(self.ctx, self.handoff, "its provisioning failed", self.guard)
         with suppress(Exception, KeyboardInterrupt):  # Whoever watches must not keep a credential alive.
             self.progress("undoing", self.at, {})
+        if self.handed_over:
+            self.targets = [dataclasses.replace(target, handed_over=True) for target in self.targets]
         for target in reversed(self.targets):
             for outcome in end_all(self.ctx, self.handoff, [target]):
                 if outcome.residue is not None:
                     self.residue.append(outcome.residue)
         if not self.residue:
             try:
-                self.ctx.vault.delete_folder(self.ctx.path_of(self.handoff))
+                self.ctx.vault.delete_folder(self.ctx.path_of(self.handoff), only_if=self.guard)
             except VaultError as failure:
                 self.residue.append(self._left_path(str(failure)))
         self.ctx.audit.record_or_spool(
@@ -430,9 +338,18 @@ class _Run:
         except HandoffError as failure:
             self.residue.append(self._maybe_alive(surface, identity, str(failure), bound))
             return
-        self.targets.extend(Target(lease, {}) for lease in search.leases)
+        if self._is_ours():
+            # Where another has taken our place, what bears the name is its own, and ours was ended before it began.
+            self.targets.extend(Target(lease, {}) for lease in search.leases)
         if not search.certain:
             self.residue.append(self._maybe_alive(surface, identity, search.why, search.live_until or bound))
+
+    def _is_ours(self) -> bool:
+        try:
+            folder = self.ctx.read_folder(self.handoff)
+        except VaultError:
+            return True
+        return folder is None or guard_of(folder) == self.guard
 
     def _maybe_alive(self, surface: Surface, identity: IdentityName, why: str, until: datetime | None) -> Residue:
         return Residue(

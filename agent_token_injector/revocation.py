@@ -6,8 +6,9 @@ In this order, and waiting for nothing that is not part of it:
 2. every credential at once, each on its own surface with its own deadline: revoke, then see it dead;
 3. the vault path, last, and only when nothing is left that it is needed for.
 
-Absent is success, so revoking twice, or from two hosts at once, is safe. Audit never holds it up: events that cannot be
-written are spooled and the receipt says so. What was not seen dead is residue, listed with what ends it.
+Absent is success, so revoking twice, or from two hosts at once, is safe. Handoffs of one id follow one another on a day:
+what is marked and deleted is the one that was read, and never its successor. Audit holds nothing up: events that cannot
+be written are spooled and the receipt says so. What was not seen dead is residue, listed with what ends it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, TypeVar
+from datetime import timedelta
+from typing import Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr
 
@@ -31,42 +31,20 @@ from agent_token_injector.errors import (
     AuditUnavailable,
     HandoffError,
     SecretNotFound,
-    SignatureInvalid,
     VaultError,
-    VaultUnreachable,
 )
-from agent_token_injector.lease import Lease, LeaseState, MintKind, Proof, Recovery, Residue
-from agent_token_injector.manifest import (
-    PROVISION_INTENT,
-    PROVISION_MANIFEST,
-    REVOCATION_MARK,
-    AuditHead,
-    ProvisionIntent,
-    ProvisionManifest,
-    RevocationMark,
-    read_record,
-)
-from agent_token_injector.names import HandoffId, IdentityName, is_record, mint_begun
+from agent_token_injector.lease import Lease, LeaseState, MintKind, Proof, Residue
+from agent_token_injector.leftovers import VAULT, SurfaceOutcome, Target, find_targets, guard_of, left, read_path
+from agent_token_injector.manifest import PROVISION_MANIFEST, REVOCATION_MARK, AuditHead, RevocationMark
+from agent_token_injector.names import HandoffId
 from agent_token_injector.policy import REVOCATION_PATHS
+from agent_token_injector.vaults.base import Guard
 
 SURFACE_DEADLINE: Final = timedelta(seconds=30)
-VAULT: Final = "vault"
-"""What a residue names when it is the handoff's own path."""
-R = TypeVar("R", ProvisionManifest, ProvisionIntent)
-Progress = Callable[["SurfaceOutcome"], None]
-
-
-class SurfaceOutcome(BaseModel):
-    """What revoking did on one surface."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    surface: str
-    identity: str
-    state: LeaseState
-    milliseconds: float
-    proof: Proof | None = None
-    residue: Residue | None = None
+ATTEMPTS: Final = 5
+"""How often a handoff is read again when it was replaced between the reading and the mark."""
+Progress = Callable[[SurfaceOutcome], None]
+Folder = Mapping[str, SecretStr]
 
 
 class RevocationReceipt(BaseModel):
@@ -98,16 +76,6 @@ class RevocationReceipt(BaseModel):
         return {"ok": self.ok, **self.model_dump(mode="json")}
 
 
-@dataclass(frozen=True)
-class Target:
-    """One credential to end: its lease, its values where we have them, and what is not known of it."""
-
-    lease: Lease
-    secrets: Mapping[str, SecretStr]
-    handed_over: bool = True
-    """False for an operator's credential of a handoff that never started: nobody was given it, so nobody must end it."""
-
-
 def revoke(
     handoff_id: str, ctx: HandoffContext, *, reason: str = "asked for", progress: Progress | None = None
 ) -> RevocationReceipt:
@@ -117,28 +85,51 @@ def revoke(
     VaultUnreachable when the vault cannot be asked what there is to revoke; a vendor's failure is residue, not an error.
     """
     handoff = HandoffId.parse(handoff_id)
+    for _ in range(ATTEMPTS):
+        receipt = _attempt(handoff, ctx, reason, progress)
+        if receipt is not None:
+            return receipt
+    raise HandoffError(
+        f"{handoff} was not revoked", cause="it was replaced each time it was looked at", hint="stop what provisions it"
+    )
+
+
+def clear(handoff: HandoffId, ctx: HandoffContext, found: Folder, *, reason: str) -> RevocationReceipt | None:
+    """Revoke exactly the handoff whose folder was read as `found`; None, and nothing is touched, when it is another's."""
+    return _attempt(handoff, ctx, reason, None, only=found)
+
+
+def _attempt(
+    handoff: HandoffId, ctx: HandoffContext, reason: str, progress: Progress | None, *, only: Folder | None = None
+) -> RevocationReceipt | None:
+    """Revoke what is there; None when it was replaced before it was marked, so that nothing was done yet."""
     say = _Auditor(ctx, handoff)
     say("revoke.requested", Decision.ALLOWED, reason=reason)
     notes: list[str] = []
-    folder = _read(ctx, handoff, notes)
-    found: Literal["nothing", "debris", "provisioned", "revoking"] = "nothing"
+    folder = read_path(ctx, handoff, notes)
+    guard = None if folder is None else guard_of(folder)
+    if only is not None and (folder is None or guard != guard_of(only)):
+        return None
+    state = _state(folder)
     if folder is not None:
-        found = "debris" if PROVISION_MANIFEST not in folder else "provisioned"
-        found = "revoking" if REVOCATION_MARK in folder else found
         try:
-            mark(ctx, handoff, reason)
+            if not mark(ctx, handoff, reason, guard):
+                return None
         except VaultError as error:
             notes.append(f"{error}: the handoff could not be marked, and its credentials are ended all the same")
         # Again, behind the mark: what a provisioner writes from now on it will end itself, what it wrote before is here.
-        folder = _read(ctx, handoff, notes)
-    targets, unknown = _targets(ctx, handoff, folder, notes)
+        # Where another revocation has finished meanwhile, what was read before is still seen dead.
+        again = read_path(ctx, handoff, notes)
+        folder = again if again is not None and guard_of(again) == guard else folder
+    targets, unknown = find_targets(ctx, handoff, folder, notes)
+    targets = _own(ctx, handoff, folder, targets, notes)
     outcomes = (*end_all(ctx, handoff, targets, progress=progress), *unknown)
     deleted = False
     if all(outcome.residue is None for outcome in outcomes):
         try:
-            deleted = _delete_path(ctx, handoff, targets)
+            deleted = _delete_path(ctx, handoff, targets, guard)
         except VaultError as error:
-            outcomes = (*outcomes, _left(VAULT, str(ctx.path_of(handoff)), f"it could not be deleted: {error}", None))
+            outcomes = (*outcomes, left(VAULT, str(ctx.path_of(handoff)), f"it could not be deleted: {error}", None))
     say(
         "revoke.finished",
         Decision.DONE if all(outcome.residue is None for outcome in outcomes) else Decision.FAILED,
@@ -146,7 +137,7 @@ def revoke(
     )
     return RevocationReceipt(
         handoff_id=str(handoff),
-        found=found,
+        found=state,
         revoked_at=ctx.clock.now(),
         outcomes=outcomes,
         path_deleted=deleted,
@@ -154,6 +145,35 @@ def revoke(
         audit_degraded=ctx.audit.degraded,
         audit_head=_head(ctx, handoff),
     )
+
+
+def _state(folder: Folder | None) -> Literal["nothing", "debris", "provisioned", "revoking"]:
+    if folder is None:
+        return "nothing"
+    if REVOCATION_MARK in folder:
+        return "revoking"
+    return "provisioned" if PROVISION_MANIFEST in folder else "debris"
+
+
+def _own(
+    ctx: HandoffContext,
+    handoff: HandoffId,
+    folder: Folder | None,
+    targets: list[Target],
+    notes: list[str],
+) -> list[Target]:
+    """The targets without those that may be a successor's: names are the same all day long.
+
+    A successor mints nothing before its intent, and writes that only when the folder that was read is gone. So while
+    that folder is still there, whatever was found by name is not a successor's.
+    """
+    if not any(target.searched for target in targets):
+        return targets
+    now = read_path(ctx, handoff, notes)
+    if now is None or (folder is not None and guard_of(now) == guard_of(folder)):
+        return targets  # Without a folder nothing has begun since.
+    notes.append("it is being provisioned anew meanwhile; that one was not touched")
+    return [target for target in targets if not target.searched]
 
 
 class _Auditor:
@@ -176,167 +196,19 @@ def _head(ctx: HandoffContext, handoff: HandoffId) -> AuditHead | None:
     return AuditHead(seq=head.seq, digest=head.digest)
 
 
-def mark(ctx: HandoffContext, handoff: HandoffId, reason: str) -> None:
-    """Write the mark: from here on nothing of the handoff starts. Raises VaultError when it could not be written."""
+def mark(ctx: HandoffContext, handoff: HandoffId, reason: str, guard: Guard | None) -> bool:
+    """Write the mark: from here on nothing of the handoff starts. False when the folder is gone or another's.
+
+    Raises VaultError when it could not be written.
+    """
     record = RevocationMark(handoff_id=str(handoff), marked_at=ctx.clock.now(), by=ctx.actor, reason=reason)
     try:
-        ctx.vault.create_secret(ctx.path_of(handoff), REVOCATION_MARK, record.to_secret())
-    except (AlreadyExists, SecretNotFound):
-        return  # Another revocation was here first, or has even finished.
-
-
-def _read(ctx: HandoffContext, handoff: HandoffId, notes: list[str]) -> Mapping[str, SecretStr] | None:
-    """The handoff's folder, or what can still be read of it where someone has tampered with the vault."""
-    try:
-        return ctx.read_folder(handoff)
-    except VaultUnreachable:
-        raise
-    except VaultError as error:
-        notes.append(f"{error}: revoked by what can still be read")
-    found: dict[str, SecretStr] = {}
-    for name in _every_name(ctx):
-        try:
-            found[name] = ctx.vault.read_secret(ctx.path_of(handoff), name)
-        except (SecretNotFound, VaultUnreachable) as error:
-            if isinstance(error, VaultUnreachable):
-                raise
-        except VaultError:
-            # A record that is there counts, whatever it says; a secret that cannot be read is lost.
-            if is_record(name):
-                found[name] = SecretStr("")
-    return found
-
-
-def _every_name(ctx: HandoffContext) -> set[str]:
-    """Every name that this version writes into a handoff's folder."""
-    names = {PROVISION_INTENT, PROVISION_MANIFEST, REVOCATION_MARK, *(mint_begun(surface) for surface in ctx.surfaces)}
-    for surface in ctx.surfaces:
-        with suppress(HandoffError):  # One that is not configured here minted nothing from here.
-            names.update(ctx.surfaces[surface].facts.secrets)
-    return names
-
-
-def _targets(
-    ctx: HandoffContext, handoff: HandoffId, folder: Mapping[str, SecretStr] | None, notes: list[str]
-) -> tuple[list[Target], tuple[SurfaceOutcome, ...]]:
-    """What there is to end: by the manifest, by the intent, and whatever a surface lists under the handoff's names."""
-    records = folder or {}
-    doubts: list[str] = []
-    manifest = _signed(ctx, handoff, _readable(records, PROVISION_MANIFEST, ProvisionManifest, doubts), doubts)
-    intent = _readable(records, PROVISION_INTENT, ProvisionIntent, doubts)
-    notes.extend(doubts)
-    held = {name: value for name, value in records.items() if not is_record(name)}
-    ctx.audit.add_secrets(held.values())
-    targets: dict[tuple[str, str, str | None], Target] = {}
-    unknown: list[SurfaceOutcome] = []
-    for lease in manifest.leases if manifest is not None else ():
-        own = {name: held[name] for name in lease.secrets if name in held}
-        targets[lease.surface, lease.identity, lease.handle] = Target(lease, own)
-    midnight = datetime.combine(handoff.day, datetime.min.time(), UTC)
-    since = intent.begun_at if intent is not None else midnight
-    for surface in _named(ctx, manifest, intent, bool(doubts), notes):
-        try:
-            facts = ctx.surfaces[surface].facts
-        except HandoffError as error:
-            if manifest is None and (intent is None or surface in intent.identities):
-                unknown.append(_left(surface, f"{surface}-handoff-{handoff}", str(error), None))
-            continue  # With a manifest its lease is a target, and the same error makes it residue there.
-        asked_for = mint_begun(surface) in records or bool(facts.secrets.keys() & held.keys())
-        if facts.recovery is not Recovery.BY_NAME and (manifest is not None or not asked_for):
-            continue  # The manifest lists it, or it was never asked for.
-        leases, outcome = _search(ctx, handoff, surface, held, since)
-        for lease, secrets in leases:
-            found = Target(lease, secrets, handed_over=PROVISION_MANIFEST in records)
-            targets.setdefault((lease.surface, lease.identity, lease.handle), found)
-        if outcome is not None and folder is not None:
-            unknown.append(outcome)
-    return list(targets.values()), tuple(unknown)
-
-
-def _readable(folder: Mapping[str, SecretStr], name: str, kind: type[R], notes: list[str]) -> R | None:
-    try:
-        return read_record(folder, name, kind)
-    except SignatureInvalid as error:
-        notes.append(f"{error}: revoked by names and by what the path holds instead")
-        return None
-
-
-def _signed(
-    ctx: HandoffContext, handoff: HandoffId, manifest: ProvisionManifest | None, doubts: list[str]
-) -> ProvisionManifest | None:
-    """The manifest where a trusted key signed it; one that was tampered with could leave a credential out."""
-    try:
-        if manifest is not None:
-            manifest.verify(handoff, ctx.trusted)
-    except SignatureInvalid as error:
-        doubts.append(f"{error}: revoked by names and by what the path holds instead")
-        return None
-    return manifest
-
-
-def _named(
-    ctx: HandoffContext,
-    manifest: ProvisionManifest | None,
-    intent: ProvisionIntent | None,
-    unreadable: bool,
-    notes: list[str],
-) -> Sequence[str]:
-    """The surfaces on which this handoff may have left something; all of them when a record cannot be read."""
-    named = {"infisical", *(intent.identities if intent is not None else ())}
-    if manifest is not None:
-        named.update(lease.surface for lease in manifest.leases)
-    if unreadable:
-        named.update(ctx.surfaces)
-    unknown = sorted(named - set(ctx.surfaces))
-    if unknown:
-        notes.append(f"this version has no surface {', '.join(unknown)}: revoke by hand what was minted there")
-    return [surface for surface in ctx.surfaces if surface in named]
-
-
-def _search(
-    ctx: HandoffContext, handoff: HandoffId, surface: str, held: Mapping[str, SecretStr], since: datetime
-) -> tuple[list[tuple[Lease, Mapping[str, SecretStr]]], SurfaceOutcome | None]:
-    """Credentials on one surface that no manifest lists: by name, or by the value that reached the vault."""
-    facts = ctx.surfaces[surface].facts
-    identity = IdentityName(facts.identity_prefix, handoff)
-    own = {name: held[name] for name in facts.secrets if name in held}
-    if own:
-        lease = Lease(
-            surface=surface,
-            identity=str(identity),
-            kind=facts.kind,
-            recovery=facts.recovery,
-            minted_at=since,
-            expires_at=since + facts.longest_lifetime + SWEEP_LATE if facts.longest_lifetime else None,
-            secrets=tuple(own),
-            kill_latency=facts.kill_latency,
-            revoke_by_hand=facts.revoke_by_hand,
-        )
-        if facts.recovery is not Recovery.BY_NAME:
-            return [(lease, own)], None
-    try:
-        search = ctx.surfaces[surface].find(identity, since)
-    except HandoffError as error:
-        return [], _left(surface, str(identity), f"it could not be searched: {error}", None)
-    if not search.certain:
-        return [], _left(surface, str(identity), search.why, search.live_until)
-    return [(lease, own) for lease in search.leases], None
-
-
-def _left(surface: str, identity: str, why: str, live_until: datetime | None) -> SurfaceOutcome:
-    residue = Residue(
-        surface=surface,
-        identity=identity,
-        state=LeaseState.IRREVOCABLE,
-        why=why,
-        live_until=live_until,
-        next_step="run `handoff revoke` again after that"
-        if live_until
-        else REVOCATION_PATHS.get(surface, "run `handoff revoke` again").format(identity=identity),
-    )
-    return SurfaceOutcome(
-        surface=surface, identity=identity, state=LeaseState.IRREVOCABLE, milliseconds=0.0, residue=residue
-    )
+        ctx.vault.create_secret(ctx.path_of(handoff), REVOCATION_MARK, record.to_secret(), only_if=guard)
+    except AlreadyExists:
+        return True  # Another revocation was here first.
+    except SecretNotFound:
+        return False
+    return True
 
 
 def end_all(
@@ -371,7 +243,9 @@ def _end(ctx: HandoffContext, handoff: HandoffId, target: Target) -> SurfaceOutc
     where: dict[str, Any] = {"surface": lease.surface, "target": lease.identity}
     if lease.kind is MintKind.OPERATOR_SUPPLIED and not target.handed_over:
         say("revoke.proved", Decision.DONE, reason="never-handed-over", **where)
-        return SurfaceOutcome(surface=lease.surface, identity=lease.identity, state=LeaseState.DEAD, milliseconds=0.0)
+        return SurfaceOutcome(
+            surface=lease.surface, identity=lease.identity, state=LeaseState.NEVER_HANDED_OVER, milliseconds=0.0
+        )
     say("revoke.surface", Decision.ALLOWED, **where)
     began = ctx.clock.monotonic()
     failure: HandoffError | None = None
@@ -418,12 +292,12 @@ def _alive(lease: Lease, why: str, took: float) -> SurfaceOutcome:
     )
 
 
-def _delete_path(ctx: HandoffContext, handoff: HandoffId, targets: Sequence[Target]) -> bool:
-    """Delete the folder, and the operator's own copy of what has just been seen dead."""
+def _delete_path(ctx: HandoffContext, handoff: HandoffId, targets: Sequence[Target], guard: Guard | None) -> bool:
+    """Delete the folder that was read, and the operator's own copy of what has just been seen dead."""
     for target in targets:
         if target.lease.kind is MintKind.OPERATOR_SUPPLIED and target.handed_over:
             for name, value in target.secrets.items():
-                left = ctx.supplied(handoff.slug, name)
-                if left is not None and left.get_secret_value() == value.get_secret_value():
+                kept = ctx.supplied(handoff.slug, name)
+                if kept is not None and kept.get_secret_value() == value.get_secret_value():
                     ctx.vault.delete_secret(ctx.layout.supplied_for(handoff.slug), name)
-    return ctx.vault.delete_folder(ctx.path_of(handoff))
+    return ctx.vault.delete_folder(ctx.path_of(handoff), only_if=guard)

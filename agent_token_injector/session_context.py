@@ -89,6 +89,8 @@ class Admitted:
     manifest: ProvisionManifest
     spec: HandoffSpec
     secrets: Mapping[str, SecretStr] = field(repr=False)
+    stored: SecretStr = field(repr=False)
+    """The manifest as the vault holds it: another one in its place is another handoff."""
 
 
 def admit(handoff: HandoffId, ctx: HandoffContext) -> Admitted:
@@ -122,6 +124,7 @@ def admit(handoff: HandoffId, ctx: HandoffContext) -> Admitted:
         manifest=manifest,
         spec=manifest.read_spec(),
         secrets={record.env: folder[record.name] for record in manifest.secrets},
+        stored=folder[PROVISION_MANIFEST],
     )
 
 

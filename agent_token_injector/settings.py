@@ -4,13 +4,13 @@ Read from the environment, and for what is not set there from one `.env` file: t
 `.env` in the configuration directory. Never from the working directory, where an agent may have left one.
 
 Key files are read when they are used and at no other time. A file that holds a secret or decides whom to trust must
-belong to this user and be closed to others, or it is refused.
+belong to this user and be closed to others, or it is refused; and so must the configuration directory, where the
+absence of policy.json says something too.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,10 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
-from agent_token_injector.errors import SettingsError
+from agent_token_injector.errors import SettingsError, SpecError
 from agent_token_injector.names import Layout, VaultPath
 from agent_token_injector.signing import SigningKey, VerifyKey
+from agent_token_injector.strict_json import strict_json
 
 PREFIX: Final = "HANDOFF_"
 
@@ -74,6 +75,7 @@ class Settings(BaseModel):
                 path="config_dir",
                 hint="name the directory that holds policy.json and operators.json",
             )
+        check_directory(config_dir)
         merged = {**_env_file(given, config_dir), **given}
         fields: dict[str, Any] = {
             "state_dir": Path(merged.get("HANDOFF_STATE_DIR") or _platform_dir("state")),
@@ -118,7 +120,9 @@ class Settings(BaseModel):
         key = load_or_create_key(path)
         public = path.with_suffix(".pub")
         if not public.exists():
-            with suppress(OSError):  # For people to copy into another host's trusted_provisioners.json; nothing reads it.
+            with suppress(
+                OSError
+            ):  # For people to copy into another host's trusted_provisioners.json; nothing reads it.
                 write_new_secret(public, f"{key.public}\n".encode("ascii"))
         return key
 
@@ -134,12 +138,43 @@ class Settings(BaseModel):
 
     def _json(self, name: str) -> Any:
         path = self.config_dir / name
+        check_directory(self.config_dir)
         if not _is_there(path):
             return None
         try:
-            return json.loads(read_trusted(path))
-        except ValueError as error:
-            raise SettingsError(f"{path} is not JSON", path=name, cause=str(error)) from None
+            return strict_json(read_trusted(path), what=str(path))
+        except SettingsError:
+            raise
+        except SpecError as error:
+            raise SettingsError(error.what, path=name, cause=error.cause, hint=error.hint) from None
+
+
+def check_directory(path: Path) -> None:
+    """Return when nobody else can add files to the configuration directory or take them away, or there is none.
+
+    Raises SettingsError: whoever can delete policy.json lifts what it tightens, without writing a single file.
+    """
+    if not _is_there(path):
+        return
+    try:
+        link, info = path.lstat(), path.stat()
+    except OSError as error:
+        raise SettingsError(
+            f"the configuration directory {path} cannot be looked at", path="config_dir", cause=error.strerror
+        ) from None
+    if not {link.st_uid, info.st_uid} <= {os.geteuid(), 0}:
+        raise SettingsError(
+            f"the configuration directory {path} belongs to another user",
+            path="config_dir",
+            hint="name a directory of your own: HANDOFF_CONFIG_DIR",
+        )
+    if stat.S_IMODE(info.st_mode) & 0o022:
+        raise SettingsError(
+            f"the configuration directory {path} is open to others",
+            path="config_dir",
+            cause=f"mode {stat.S_IMODE(info.st_mode):04o}: who can delete policy.json can lift what it tightens",
+            hint=f"chmod go-w {path}",
+        )
 
 
 def read_trusted(path: Path, *, secret: bool = False) -> bytes:

@@ -9,6 +9,7 @@ expires, or can no longer be asked about, the MCP proxy refuses at once and the 
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets as random
 import shutil
@@ -70,6 +71,7 @@ class _Watch:
 
     def __init__(self, admitted: Admitted, ctx: HandoffContext, on_end: Callable[[str], None]) -> None:
         self._manifest, self._ctx, self._on_end = admitted.manifest, ctx, on_end
+        self._stored = admitted.stored
         self._reason: str | None = None
         self._seen = ctx.clock.monotonic()
         self._done = threading.Event()
@@ -86,11 +88,6 @@ class _Watch:
             self._reason = "vault-unreachable"
         return self._reason
 
-    def look(self) -> str | None:
-        """Ask the vault, then answer as `check` does."""
-        self._look()
-        return self.check()
-
     def close(self) -> None:
         self._done.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -98,7 +95,8 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._done.wait(POLL.total_seconds()):
-            reason = self.look()
+            self._look()
+            reason = self.check()
             if reason is not None:
                 self._on_end(reason)
                 return
@@ -109,7 +107,7 @@ class _Watch:
         except VaultError:
             return  # How long we may go on without an answer is `check`'s to say.
         self._seen = self._ctx.clock.monotonic()
-        if folder is None or REVOCATION_MARK in folder or PROVISION_MANIFEST not in folder:
+        if folder is None or REVOCATION_MARK in folder or folder.get(PROVISION_MANIFEST) != self._stored:
             self._reason = "revoked"
 
 
@@ -173,10 +171,11 @@ class Handoff:
         endpoint = self._start_proxy()
         tools = () if self._proxy is None else self._proxy.tools
         context = build_session_context(self._admitted, self._ctx, mcp=endpoint, tools=tools)
-        # The last look before the point of no return; the vault may have changed while servers started.
-        reason = self._watch.look()
-        if reason is not None:
-            raise SpawnRefused(f"{self.id} may not start any more", cause=reason, hint="nothing was launched")
+        # Once more, right before the point of no return: the vault may have changed, or gone, while servers started.
+        if admit(self._handoff, self._ctx).stored != self._admitted.stored:
+            raise SpawnRefused(
+                f"{self.id} was replaced while it was being started", hint="nothing was launched; spawn it again"
+            )
         self._ctx.audit.record(
             self._handoff,
             "spawn.started",
@@ -235,12 +234,13 @@ class Handoff:
         with self._lock:
             result, self._to_stop = self._to_stop, None
         stop = getattr(result, "stop", None) or getattr(result, "terminate", None)
-        if stop is not None:
+        if callable(stop):
             self._attempt("stopping the agent", lambda: self._take_report(stop, reason))
+        elif self._launched and reason != "left":
+            self._problems.append("the launcher returned nothing that can be stopped from here: stop its agent there")
 
     def _take_report(self, stop: Callable[..., Any], reason: str) -> None:
-        supervised = hasattr(self.result, "stop")
-        report = stop(reason) if supervised else stop()
+        report = stop(reason) if _takes(stop, reason) else stop()
         if isinstance(report, StopReport):
             self._report = report
             self._problems.extend(report.not_done)
@@ -277,6 +277,15 @@ class Handoff:
             revocation=receipt,
             problems=tuple(self._problems),
         )
+
+
+def _takes(stop: Callable[..., Any], reason: str) -> bool:
+    """Whether a launcher's own `stop` or `terminate` takes the reason, as ours does."""
+    try:
+        inspect.signature(stop).bind(reason)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def spawn_handoff(

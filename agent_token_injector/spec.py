@@ -35,10 +35,45 @@ from pydantic_core import CoreSchema
 from agent_token_injector import names
 from agent_token_injector.errors import SpecError
 from agent_token_injector.signing import canonical, digest
+from agent_token_injector.strict_json import MAX_JSON_BYTES, MAX_JSON_DEPTH, read_document, strict_json
+
+__all__ = [
+    "MAX_SPEC_BYTES",
+    "MAX_SPEC_DEPTH",
+    "SPEC_TYPE",
+    "Access",
+    "AlpacaRequest",
+    "AppleIapRequest",
+    "AwsGrant",
+    "AwsRequest",
+    "CloudflareRequest",
+    "EnvName",
+    "FrozenJson",
+    "FrozenMap",
+    "GitHubRequest",
+    "HandoffSpec",
+    "HerokuRequest",
+    "InfisicalRequest",
+    "Line",
+    "McpServer",
+    "PaperGate",
+    "PermissionName",
+    "Revocation",
+    "RevokedByHand",
+    "ServerName",
+    "Slug",
+    "StripeRequest",
+    "Surfaces",
+    "ToolGrant",
+    "ToolName",
+    "VaultGlob",
+    "strict_json",
+    "thaw",
+]
 
 SPEC_TYPE: Final = "agent_token_injector/handoff-spec/v1"
-MAX_SPEC_BYTES: Final = 256 * 1024
-MAX_SPEC_DEPTH: Final = 64
+MAX_SPEC_BYTES: Final = MAX_JSON_BYTES
+MAX_SPEC_DEPTH: Final = MAX_JSON_DEPTH
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -315,14 +350,8 @@ class HandoffSpec(_Part):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a spec from a file. Raises SpecError when it cannot be read or is not one."""
-        try:
-            raw = Path(path).read_bytes()
-        except OSError as error:
-            raise SpecError(
-                f"the spec {path} cannot be read", cause=error.strerror, hint="`handoff init` writes one to start from"
-            ) from None
-        return cls.parse(raw)
+        """Read a spec from a regular file. Raises SpecError when it cannot be read or is not one."""
+        return cls.parse(read_document(path, what="the spec", hint="`handoff init` writes one to start from"))
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
@@ -337,74 +366,6 @@ class HandoffSpec(_Part):
             raise _spec_error(error) from None
         except ValueError as error:
             raise SpecError("the spec is not plain JSON", cause=str(error)) from None
-
-
-def strict_json(text: str | bytes, *, what: str) -> Any:
-    """Parse JSON that every parser reads the same way.
-
-    Raises SpecError for invalid UTF-8, duplicate keys, NaN and infinities, excessive size or depth, lone surrogates.
-    """
-    if len(text) > MAX_SPEC_BYTES:
-        raise SpecError(f"{what} is larger than {MAX_SPEC_BYTES // 1024} KiB")
-    try:
-        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        decoded.encode("utf-8")
-        document = json.loads(decoded, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        _no_depth(document)
-        # Writing it out again finds what reading lets through: escaped lone surrogates, and 1e999 read as infinity.
-        json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8")
-    except UnicodeError:
-        raise SpecError(f"{what} is not valid UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise SpecError(
-            f"{what} is not JSON", cause=f"{error.msg} at line {error.lineno}, column {error.colno}"
-        ) from None
-    except RecursionError:
-        raise SpecError(f"{what} is nested too deeply") from None
-    except _DuplicateKeyError as error:
-        raise SpecError(
-            f"{what} has the key {error.key!r} twice in one object",
-            path=error.key,
-            cause="two parsers could read it as two different specs",
-            hint="keep one of them",
-        ) from None
-    except ValueError as error:
-        raise SpecError(f"{what} holds a number that JSON does not have", cause=str(error)) from None
-    return document
-
-
-class _DuplicateKeyError(Exception):
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _DuplicateKeyError(key)
-        found[key] = value
-    return found
-
-
-def _no_depth(document: Any) -> None:
-    # Counted, not left to the interpreter: where recursion ends differs between Python's versions and libraries.
-    level = [document]
-    for _ in range(MAX_SPEC_DEPTH):
-        level = [
-            child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return
-    raise RecursionError
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a JSON number")
 
 
 _FORBIDDEN_BY_DESIGN: Final = re.compile(r"secret|protection|bypass|admin")

@@ -16,6 +16,7 @@ from agent_token_injector.approval import (
     APPROVAL_TYPE,
     Approval,
     approvals_path,
+    load_approvals,
     parse_approvals,
     required_approvals,
     sign_approval,
@@ -220,6 +221,21 @@ def written(**changes: Any) -> str:
 def test_what_is_not_an_approvals_file_is_refused(text: str | bytes) -> None:
     with pytest.raises(SpecError):
         parse_approvals(text)
+
+
+@requirement("spec.regular-file")
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/full", "/proc/self", "/nowhere/x.approvals.json"])
+def test_an_approvals_file_that_is_no_file_is_refused_and_not_read(path: str) -> None:
+    with pytest.raises(SpecError, match=path) as caught:
+        load_approvals(Path(path))
+    assert "handoff approve" in (caught.value.hint or "")
+
+
+@requirement("approval.file")
+def test_an_approvals_file_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "x.approvals.json"
+    path.write_text(json.dumps([GOOD.to_dict()]))
+    assert load_approvals(path) == (GOOD,)
 
 
 @requirement("approval.altered")

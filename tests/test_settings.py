@@ -201,6 +201,71 @@ def test_a_file_that_others_could_have_written_is_refused_by_its_path(
         read_all(environ)
 
 
+@requirement("settings.trusted-directory")
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o720, 0o702, 0o1777, 0o2775])
+def test_a_configuration_directory_that_others_can_write_is_refused_whatever_is_in_it(
+    environ: dict[str, str], config: Path, mode: int
+) -> None:
+    settings = Settings.load(environ)
+    config.chmod(mode)
+    for ask in (lambda: Settings.load(environ), settings.policy_overrides, settings.operators, settings.trusted_keys):
+        with pytest.raises(SettingsError, match="open to others") as caught:
+            ask()
+        assert (caught.value.path, caught.value.hint) == ("config_dir", f"chmod go-w {config}")
+
+
+@requirement("settings.trusted-directory")
+def test_a_configuration_directory_of_another_user_is_refused(environ: dict[str, str], config: Path) -> None:
+    _anothers(config)
+    with pytest.raises(SettingsError, match="belongs to another user"):
+        Settings.load(environ)
+
+
+@requirement("settings.trusted-directory")
+def test_a_link_to_the_configuration_directory_counts_as_what_it_leads_to(
+    environ: dict[str, str], config: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(config)
+    write(config / "policy.json", '{"max_lifetime": "PT2H"}')
+    linked = {**environ, "HANDOFF_CONFIG_DIR": str(link)}
+    assert Settings.load(linked).policy_overrides() == {"max_lifetime": "PT2H"}
+    config.chmod(0o777)
+    with pytest.raises(SettingsError, match="open to others"):
+        Settings.load(linked)
+    link.unlink()
+    link.symlink_to(tmp_path / "nothing")
+    with pytest.raises(SettingsError, match="cannot be looked at"):
+        Settings.load(linked)
+
+
+@requirement("settings.trusted-directory")
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o500])
+def test_others_may_look_into_the_configuration_directory(environ: dict[str, str], config: Path, mode: int) -> None:
+    write(config / "policy.json", '{"max_lifetime": "PT2H"}')
+    config.chmod(mode)
+    assert Settings.load(environ).policy_overrides() == {"max_lifetime": "PT2H"}
+
+
+@requirement("settings.strict-json")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("policy.json", '{"max_lifetime": "PT1H", "max_lifetime": "PT24H"}'),
+        ("policy.json", '{"surface_lifetimes": {"aws": "PT15M", "aws": "PT1H"}}'),
+        ("operators.json", '{"anna@example.com": [], "anna@example.com": []}'),
+    ],
+)
+def test_a_configuration_file_that_two_parsers_could_read_differently_is_refused(
+    environ: dict[str, str], config: Path, name: str, text: str
+) -> None:
+    write(config / name, text)
+    with pytest.raises(SettingsError, match="twice") as caught:
+        read_all(environ)
+    assert caught.value.path == name
+    assert name in caught.value.what
+
+
 def read_all(environ: dict[str, str]) -> None:
     settings = Settings.load(environ)
     settings.policy_overrides()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -322,6 +323,39 @@ def test_a_file_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path: Pat
     assert "handoff init" in (caught.value.hint or "")
     with pytest.raises(SpecError):
         HandoffSpec.load(tmp_path)
+
+
+@requirement("spec.regular-file")
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/full", "/dev/null", "/dev/urandom"])
+def test_a_device_in_a_specs_place_is_refused_and_not_read(device: str) -> None:
+    with pytest.raises(SpecError, match="not a regular file") as caught:
+        HandoffSpec.load(device)
+    assert device in caught.value.what
+
+
+@requirement("spec.regular-file")
+def test_a_pipe_in_a_specs_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SpecError, match="not a regular file"):
+        HandoffSpec.load(tmp_path / "pipe")
+    with pytest.raises(SpecError, match="null byte"):
+        HandoffSpec.load("a\0b")
+
+
+@requirement("spec.regular-file")
+def test_of_a_file_that_is_too_large_no_more_is_read_than_shows_that(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(SpecError, match="larger than 256 KiB"):
+        HandoffSpec.load(path)
+
+
+@requirement("spec.regular-file")
+def test_a_link_to_a_spec_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(MINIMAL % "")
+    (tmp_path / "link.json").symlink_to("spec.json")
+    assert HandoffSpec.load(tmp_path / "link.json") == HandoffSpec.parse(MINIMAL % "")
 
 
 # --- frozen ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -72,10 +73,16 @@ def command(
 
 
 def _write(path: Path, documents: list[dict[str, object]]) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
+    # A name that nobody can guess, made by us or not at all: a link that was planted in its place is not followed.
+    scratch = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
-        scratch.write_text(json.dumps(documents, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(path)
+        try:
+            with scratch.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(documents, indent=2) + "\n")
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise ApprovalError(
             f"{path} cannot be written", cause=error.strerror, hint="name a file with --out in a directory of your own"

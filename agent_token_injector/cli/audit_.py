@@ -74,8 +74,17 @@ def _parse(text: str) -> HandoffId:
 
 
 def _verify(name: str, ctx: HandoffContext) -> Verification:
+    from agent_token_injector.errors import ManifestError
+
     handoff = _parse(name)
-    result = ctx.audit.verify(handoff, checkpoints=_checkpoints(handoff, ctx))
+    try:
+        checkpoints = _checkpoints(handoff, ctx)
+    except ManifestError as error:
+        # The head that the provisioner signed is not to be had, and without it a trail that was cut would pass for whole.
+        result = ctx.audit.verify(handoff)
+        problem = result.problem or f"its manifest cannot vouch for its length: {error}"
+        return dataclasses.replace(result, ok=False, problem=problem, at_seq=result.at_seq or result.events)
+    result = ctx.audit.verify(handoff, checkpoints=checkpoints)
     if result.ok and not result.events:
         # Whoever asks for a trail by its name expects one: a file that was deleted must not pass for whole.
         return dataclasses.replace(result, ok=False, problem="there is no trail", at_seq=0)
@@ -83,15 +92,12 @@ def _verify(name: str, ctx: HandoffContext) -> Verification:
 
 
 def _checkpoints(handoff: HandoffId, ctx: HandoffContext) -> list[ChainHead]:
+    """The head that the provisioner signed; none when the manifest is gone. Raises ManifestError when it was altered."""
     from agent_token_injector.audit import ChainHead
-    from agent_token_injector.errors import ManifestError
     from agent_token_injector.manifest import PROVISION_MANIFEST, ProvisionManifest, read_record
 
-    try:
-        manifest = read_record(ctx.read_folder(handoff) or {}, PROVISION_MANIFEST, ProvisionManifest)
-        if manifest is None:
-            return []
-        manifest.verify(handoff, ctx.trusted)
-    except ManifestError:
+    manifest = read_record(ctx.read_folder(handoff) or {}, PROVISION_MANIFEST, ProvisionManifest)
+    if manifest is None:
         return []
+    manifest.verify(handoff, ctx.trusted)
     return [ChainHead(seq=manifest.audit_head.seq, digest=manifest.audit_head.digest)]

@@ -113,21 +113,18 @@ def parse_handoff(text: str, what: str) -> HandoffId:
 
 def load_approvals(spec_path: Path, given: Path | None) -> tuple[Approval, ...]:
     """The approvals beside a spec, or those in the file given. Raises SpecError."""
-    from agent_token_injector.approval import approvals_path, parse_approvals
+    from agent_token_injector.approval import approvals_path
+    from agent_token_injector.approval import load_approvals as load
     from agent_token_injector.errors import ApprovalError, SpecError
 
     path = given or approvals_path(spec_path)
     if given is None and not path.exists():
         return ()
     try:
-        return parse_approvals(path.read_bytes())
-    except OSError as error:
-        raise ApprovalError(
-            f"{path} cannot be read", cause=error.strerror, hint="`handoff approve` writes such a file"
-        ) from None
+        return load(path)
     except SpecError as error:
         raise ApprovalError(
-            f"{path}: {error.what}",
+            error.what if str(path) in error.what else f"{path}: {error.what}",
             path=error.path,
             cause=error.cause,
             hint=error.hint or "move it away and approve again: `handoff approve`",

@@ -25,11 +25,12 @@ from agent_token_injector.errors import AlreadyExists, ManifestMissing, ScopeToo
 from agent_token_injector.gate import check
 from agent_token_injector.launchers.process import ProcessLauncher
 from agent_token_injector.lease import describe_limit
+from agent_token_injector.leftovers import SurfaceOutcome
 from agent_token_injector.manifest import ProvisionManifest
 from agent_token_injector.masking import MASK
 from agent_token_injector.names import SecretGlob, VaultPath
 from agent_token_injector.provisioning import provision
-from agent_token_injector.revocation import SurfaceOutcome, revoke
+from agent_token_injector.revocation import revoke
 from agent_token_injector.sandbox import Sandbox
 from agent_token_injector.sandbox.github import SandboxGitHub
 from agent_token_injector.session_context import admit, build_session_context

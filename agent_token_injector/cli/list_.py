@@ -31,7 +31,7 @@ def command(as_json: bool) -> None:
 
 def _row(name: str, ctx: Any) -> dict[str, Any]:
     from agent_token_injector.clock import human_duration, iso
-    from agent_token_injector.errors import SignatureInvalid
+    from agent_token_injector.errors import SignatureInvalid, VaultError, VaultUnreachable
     from agent_token_injector.manifest import PROVISION_MANIFEST, ProvisionManifest, read_record, state_of
     from agent_token_injector.names import HandoffId
 
@@ -39,10 +39,13 @@ def _row(name: str, ctx: Any) -> dict[str, Any]:
         handoff = HandoffId.parse(name)
     except ValueError:
         return {"handoff_id": name, "state": "not ours", "left": "", "expires_at": None, "surfaces": []}
-    folder = ctx.read_folder(handoff) or {}
     try:
+        folder = ctx.read_folder(handoff) or {}
         manifest = read_record(folder, PROVISION_MANIFEST, ProvisionManifest)
-    except SignatureInvalid:
+    except VaultUnreachable:
+        raise
+    except (SignatureInvalid, VaultError):
+        # One folder that was tampered with hides no other one.
         return {"handoff_id": name, "state": "unreadable", "left": "", "expires_at": None, "surfaces": []}
     state = state_of(folder).value
     if manifest is None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from agent_token_injector.cli import run
 from agent_token_injector.cli.common import SPEC, json_option, open_context, supply_option
-from agent_token_injector.cli.terminal import emit, hide_credentials, say
+from agent_token_injector.cli.terminal import emit, hide_credentials, prose, say
 from agent_token_injector.errors import ExitCode, SpecError
+
+if TYPE_CHECKING:
+    from agent_token_injector.context import HandoffContext
+    from agent_token_injector.names import HandoffId, TaskSlug
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,8 +49,9 @@ def command(
 
 
 def _revoke(text: str, *, as_json: bool) -> int:
-    from agent_token_injector.cli.revoke_ import revoke_aloud
-    from agent_token_injector.names import HandoffId, TaskSlug
+    from agent_token_injector.cli.revoke_ import print_receipt
+    from agent_token_injector.names import TaskSlug
+    from agent_token_injector.revocation import revoke
 
     try:
         slug = TaskSlug(text)
@@ -56,18 +64,28 @@ def _revoke(text: str, *, as_json: bool) -> int:
         ) from None
     receipts = []
     with open_context() as ctx:
-        for name in ctx.vault.list_folders(ctx.layout.handoffs):
-            try:
-                ours = HandoffId.parse(name).slug == slug
-            except ValueError:
-                continue
-            if ours:
-                receipts.append(revoke_aloud(name, ctx, f"revoked by slug {slug}"))
+        for handoff in _handoffs_of(slug, ctx):
+            receipt = revoke(str(handoff), ctx, reason=f"revoked by slug {slug}")
+            if receipt.found != "nothing" or receipt.outcomes:
+                print_receipt(receipt, prose())
+                receipts.append(receipt)
     if as_json:
         emit([receipt.to_dict() for receipt in receipts])
     if not receipts:
         say(f"{slug}: there is nothing to revoke")
     return ExitCode.OK if all(receipt.ok for receipt in receipts) else ExitCode.RESIDUE
+
+
+def _handoffs_of(slug: TaskSlug, ctx: HandoffContext) -> list[HandoffId]:
+    """The task's handoffs that have a path, and those of today and yesterday: an identity may have outlived its path."""
+    from agent_token_injector.names import HandoffId
+
+    today = ctx.clock.now().date()
+    found = {HandoffId(slug, today), HandoffId(slug, today - timedelta(days=1))}
+    for name in ctx.vault.list_folders(ctx.layout.handoffs):
+        with suppress(ValueError):  # What is not named as ours is not ours.
+            found.add(HandoffId.parse(name))
+    return sorted(handoff for handoff in found if handoff.slug == slug)
 
 
 def main() -> None:

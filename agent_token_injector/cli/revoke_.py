@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from agent_token_injector.context import HandoffContext
-    from agent_token_injector.revocation import RevocationReceipt, SurfaceOutcome
+    from agent_token_injector.leftovers import SurfaceOutcome
+    from agent_token_injector.revocation import RevocationReceipt
 
 
 @click.command("revoke")
@@ -63,9 +64,11 @@ def print_outcome(outcome: SurfaceOutcome, console: Console) -> None:
     """One surface: how it was seen dead and how fast, or why it was not."""
     from rich.markup import escape
 
-    if outcome.residue is None:
-        how = outcome.proof.how if outcome.proof is not None else "it was never handed over"
-        console.print(f"[green]✓[/] {outcome.surface}: dead in {outcome.milliseconds:.0f} ms: {escape(how)}")
+    if outcome.proof is not None:
+        how = escape(outcome.proof.how)
+        console.print(f"[green]✓[/] {outcome.surface}: dead in {outcome.milliseconds:.0f} ms: {how}")
+    elif outcome.residue is None:
+        console.print(f"[green]✓[/] {outcome.surface}: no agent was given it; it is still the operator's own")
     else:
         console.print(f"[bold red]✗[/] {escape(str(outcome.residue))}")
 
@@ -80,7 +83,7 @@ def _print_end(receipt: RevocationReceipt, console: Console) -> None:
         console.print("[yellow]note[/] the audit could not be written; its events are kept until it can")
     if not receipt.ok:
         console.print(f"[bold red]{receipt.handoff_id}: residue remains on {len(receipt.residue)} surface(s)[/]")
-    elif receipt.found == "nothing":
+    elif receipt.found == "nothing" and not receipt.outcomes:
         console.print(f"{receipt.handoff_id}: there is nothing to revoke")
     else:
         console.print(f"[bold green]{receipt.handoff_id}: gone, no residue[/]")

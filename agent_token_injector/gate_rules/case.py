@@ -14,7 +14,7 @@ from agent_token_injector.approval import Approval
 from agent_token_injector.clock import human_duration
 from agent_token_injector.names import HandoffId, Layout
 from agent_token_injector.policy import FORBIDDEN_BY_NAME, Policy
-from agent_token_injector.spec import HandoffSpec
+from agent_token_injector.spec import HandoffSpec, RevokedByHand
 
 
 class Finding(BaseModel):
@@ -43,6 +43,12 @@ class Case:
     layout: Layout
     approvals: Sequence[Approval]
 
+    @property
+    def by_hand(self) -> RevokedByHand | None:
+        """Who revokes by hand and how, when the spec says both in so many words; None when it names nobody."""
+        named = self.spec.revocation.by_hand
+        return named if named and says_something(named.who) and says_something(named.how) else None
+
     def approved(self, surface: str, mode: str) -> Approval | None:
         """The first valid approval for a surface and mode."""
         return next((found for found in self._for(surface, mode) if self._problem(found) is None), None)
@@ -61,6 +67,12 @@ class Case:
 
 
 Rule = Callable[[Case], Iterator[Finding]]
+
+
+def says_something(text: str) -> bool:
+    """Whether a text that a person was to write holds a letter or a digit."""
+    # Not strip(): a zero-width space, a lone # or a dash is no name either.
+    return any(char.isalnum() for char in text)
 
 
 def _letters(name: str) -> str:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from agent_token_injector.clock import human_duration
-from agent_token_injector.gate_rules.case import Case, Finding
+from agent_token_injector.gate_rules.case import Case, Finding, says_something
 from agent_token_injector.policy import (
     ADMIN_NAMES,
     CREDENTIAL_NAMES,
@@ -23,14 +23,14 @@ from agent_token_injector.spec import HandoffSpec
 
 def task(case: Case) -> Iterator[Finding]:
     """Who answers for the handoff, and for what card (H5)."""
-    if not _says_something(case.spec.operator):
+    if not says_something(case.spec.operator):
         yield Finding(
             code="H5.operator",
             surface="task",
             what="no operator is named",
             mend='name who answers for this handoff: "operator": "you@example.com"',
         )
-    if not _says_something(case.spec.card):
+    if not says_something(case.spec.card):
         yield Finding(
             code="H5.card",
             surface="task",
@@ -41,11 +41,6 @@ def task(case: Case) -> Iterator[Finding]:
 
 # The names of minted credentials are taken: a plain value under one would stand in for the minted one.
 _MINTED: Final = tuple(name for granted in GRANTED_NAMES.values() for name in granted)
-
-
-def _says_something(text: str) -> bool:
-    # Not strip(): a zero-width space, a lone # or a dash is no name either.
-    return any(char.isalnum() for char in text)
 
 
 def ceilings(case: Case) -> Iterator[Finding]:
@@ -92,7 +87,7 @@ def lifetime(case: Case) -> Iterator[Finding]:
             what="it relies on Velvet to end it, and this installation cannot enrol a handoff yet",
             mend='name who revokes instead: "revocation": {"by_hand": {"who": "...", "how": "..."}}',
         )
-    elif long and not spec.revocation.velvet and spec.revocation.by_hand is None:
+    elif long and not spec.revocation.velvet and case.by_hand is None:
         yield Finding(
             code="H3.end-unattended",
             surface="velvet",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from agent_token_injector.approval import required_approvals
 from agent_token_injector.gate_rules.case import Case, Finding, forbidden_name
 from agent_token_injector.names import SecretGlob
 from agent_token_injector.policy import STRIPE_ALIASES, Policy
+from agent_token_injector.spec import AwsGrant
 
 REPOSITORY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9._-]{1,100}", re.ASCII)
 
@@ -26,9 +27,16 @@ BRANCH: Final = re.compile(r"[a-z0-9_](?:[a-z0-9._#-]|/(?=[a-z0-9_#-]))*", re.AS
 STAGE: Final = re.compile(r"[a-z][a-z-]{0,30}", re.ASCII)
 
 
+NOT_STAGING: Final = re.compile(r"live|(?:.*[-_])?(?:prod|production)(?:[-_].*)?", re.ASCII | re.IGNORECASE)
+"""A folder's segment that says that its secrets are live, whatever stands beside it."""
+
+
 ARN: Final = re.compile(
     r"arn:aws[a-z-]*:(?P<service>[a-z0-9]+):[a-z0-9-]*:(?P<account>[0-9]{12}|):(?P<rest>.+)", re.ASCII
 )
+
+AWS_TREES: Final[Mapping[str, int]] = {"ssm": 3, "s3": 2}
+"""Where a resource may be a prefix, and how many parts it has at least: `parameter/raxx/<task>`, `<bucket>/<prefix>`."""
 
 
 def vault(case: Case) -> Iterator[Finding]:
@@ -45,12 +53,12 @@ def vault(case: Case) -> Iterator[Finding]:
                 what=f"{text} reaches into the path of another handoff",
                 mend=f"a handoff reads its own path ({own}/) and staging paths, nothing of another's",
             )
-        elif "staging" not in glob.folder.segments:
+        elif "staging" not in glob.folder.segments or any(map(NOT_STAGING.fullmatch, glob.folder.segments)):
             yield Finding(
                 code="H1.vault-glob",
                 surface="infisical",
-                what=f"{text} is neither under the handoff's own path nor explicitly staging",
-                mend=f"read from {own}/ or from a folder whose path has the segment `staging`",
+                what=f"{text} is neither under the handoff's own path nor explicitly, and only, staging",
+                mend=f"read from {own}/ or from a folder whose path has the segment `staging` and nothing of production",
             )
         elif glob.pattern == "*":
             yield Finding(
@@ -184,32 +192,51 @@ def aws(case: Case) -> Iterator[Finding]:
                 what=f"the action {grant.action} is not allowed by the operator's policy",
                 mend="allowed are " + ", ".join(sorted(case.policy.aws_actions)),
             )
-        match = ARN.fullmatch(grant.resource)
-        service = grant.action.partition(":")[0]
-        # Only S3's ARNs come without an account.
-        accounts = {request.account, ""} if service == "s3" else {request.account}
-        prefix = grant.resource.removesuffix("/*") if service in {"ssm", "s3"} else grant.resource
-        if match is None or match["service"] != service or match["account"] not in accounts:
-            yield Finding(
-                code="H1.aws-resource",
-                surface="aws",
-                what=f"{grant.resource!r} is not an ARN of {service} in account {request.account}",
-                mend="write the resource's full ARN",
-            )
-        elif "*" in prefix or "?" in prefix or "${" in prefix or not match["rest"].removesuffix("/*").strip("/"):
-            yield Finding(
-                code="H1.aws-wildcard",
-                surface="aws",
-                what=f"{grant.resource!r} has a wildcard",
-                mend="name one resource; for SSM and S3 one prefix that ends in /*",
-            )
-        elif service in {"ssm", "s3"} and "/" not in match["rest"].removesuffix("/*").strip("/"):
-            yield Finding(
-                code="H1.aws-wildcard",
-                surface="aws",
-                what=f"{grant.resource!r} is a whole bucket or parameter tree, not a path in it",
-                mend="name the path that the task needs, such as arn:aws:s3:::bucket/task/*",
-            )
+        yield from _aws_resource(grant, request.account)
+
+
+def _aws_resource(grant: AwsGrant, account: str) -> Iterator[Finding]:
+    match = ARN.fullmatch(grant.resource)
+    service = grant.action.partition(":")[0]
+    # A bucket's ARN names no account; an access point's does, and leads to a bucket that it does not name.
+    owner = "" if service == "s3" else account
+    if match is None or match["service"] != service or match["account"] != owner:
+        yield Finding(
+            code="H1.aws-resource",
+            surface="aws",
+            what=f"{grant.resource!r} is not an ARN of {service} in account {account}",
+            mend="write the resource's full ARN",
+        )
+        return
+    below = match["rest"].removesuffix("/*") if service in AWS_TREES else match["rest"]
+    if "*" in below or "?" in below or "${" in grant.resource or not below.strip("/"):
+        yield Finding(
+            code="H1.aws-wildcard",
+            surface="aws",
+            what=f"{grant.resource!r} has a wildcard",
+            mend="name one resource; for SSM and S3 one prefix that ends in /*",
+        )
+    elif service in AWS_TREES:
+        yield from _aws_path(grant.resource, below, service)
+
+
+def _aws_path(resource: str, below: str, service: str) -> Iterator[Finding]:
+    parts = below.split("/")
+    # A document runs commands, and an access point is another way into a bucket.
+    if parts[0] == "accesspoint" or (service == "ssm" and parts[0] != "parameter"):
+        yield Finding(
+            code="H1.aws-resource",
+            surface="aws",
+            what=f"{resource!r} is no parameter and no object of a bucket",
+            mend="name the parameter (parameter/raxx/task/NAME) or the object (bucket/task/NAME) that the task needs",
+        )
+    elif len(parts) < AWS_TREES[service] or not all(parts):
+        yield Finding(
+            code="H1.aws-wildcard",
+            surface="aws",
+            what=f"{resource!r} is a whole bucket or every task's parameters, not a path in it",
+            mend="name the task's own path, such as parameter/raxx/task/* or arn:aws:s3:::bucket/task/*",
+        )
 
 
 def cloudflare(case: Case) -> Iterator[Finding]:

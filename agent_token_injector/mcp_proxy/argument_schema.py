@@ -6,7 +6,8 @@ A grant's schema is an allowlist, so a mistake in it must not read as "anything 
 - `format` is asserted, and an unknown format is an error;
 - patterns are those that are matched in linear time; look-around is an error, because a matcher that gives up halfway
   makes `not` succeed;
-- no `$ref` is ever fetched.
+- no `$ref` is ever fetched;
+- a key that a server may read as one of the schema's names, and is not spelled like it, does not fit (lookalike_keys).
 
 A tool's own schema, which a stranger wrote, is taken as the standard says: unknown keywords pass, `$schema` picks the draft.
 """
@@ -14,9 +15,12 @@ A tool's own schema, which a stranger wrote, is taken as the standard says: unkn
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import jsonschema_rs
+
+from agent_token_injector.mcp_proxy.lookalike_keys import LookalikeKeys
 
 
 class SchemaError(ValueError):
@@ -27,6 +31,15 @@ class Validator(Protocol):
     """Says whether arguments fit."""
 
     def is_valid(self, instance: Any) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _GrantValidator:
+    by_schema: Validator
+    lookalikes: LookalikeKeys
+
+    def is_valid(self, instance: Any) -> bool:
+        return self.by_schema.is_valid(instance) and not self.lookalikes.found_in(instance)
 
 
 _SINGLE: Final = frozenset(
@@ -93,15 +106,17 @@ _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 def compile_grant(schema: Mapping[str, Any]) -> Validator:
     """The validator of a grant's `arguments`. Raises SchemaError."""
-    for position in _positions(dict(schema)):
+    root = dict(schema)
+    positions = tuple(_positions(root))
+    for position in positions:
         unknown = sorted(position.keys() - _KNOWN)
         if unknown:
             raise SchemaError(f"{', '.join(map(repr, unknown))} is not a keyword of JSON Schema 2020-12")
         if position.get("$schema", _DIALECT) != _DIALECT:
             raise SchemaError(f"$schema is not {_DIALECT}")
     try:
-        return jsonschema_rs.Draft202012Validator(
-            dict(schema),
+        validator = jsonschema_rs.Draft202012Validator(
+            root,
             validate_formats=True,
             ignore_unknown_formats=False,
             retriever=_never,
@@ -109,6 +124,7 @@ def compile_grant(schema: Mapping[str, Any]) -> Validator:
         )
     except (ValueError, TypeError) as error:
         raise SchemaError(_first_line(error)) from None
+    return _GrantValidator(validator, LookalikeKeys(root, positions))
 
 
 def compile_tool(schema: Mapping[str, Any]) -> Validator:

@@ -1,12 +1,17 @@
-"""A child process with pipes, its own process group, its own home, and an end that leaves nothing behind."""
+"""A server's process with pipes, its own supervisor, its own home, and an end that leaves nothing behind.
+
+child_main.py supervises it: what the server starts, daemons included, ends with the server or with this process.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,31 +26,38 @@ from agent_token_injector.mcp_proxy.wire import MAX_BYTES
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 EOF_GRACE_SECONDS: Final = 0.3
 TERM_GRACE_SECONDS: Final = 1.0
+KILL_LIMIT_SECONDS: Final = 15.0
+"""How long the supervisor may take to end the whole tree; beyond what it grants a process that the kernel holds."""
 MAX_STDERR: Final = 8 * 1024
 _FIRST: Final = str(Path(__file__).with_name("child_main.py"))
 
 
 class Child:
-    """A running server. Start it on the thread that lives as long as the proxy: the kernel ends it with that thread."""
+    """A running server. The kernel tells its supervisor when this process is gone, and the supervisor ends the server."""
 
     def __init__(self, server: StdioServer) -> None:
-        """Start it, with an environment from nothing. Raises OSError when the interpreter cannot be started."""
+        """Start its supervisor. Raises OSError when the interpreter cannot be started."""
         self._home = tempfile.mkdtemp(prefix="handoff-mcp-")
         env = {"PATH": PATH, "HOME": self._home, "TMPDIR": self._home, "LANG": "C.UTF-8"}
         env |= {key: _reveal(value) for key, value in server.env.items()}
+        self._job = json.dumps({"argv": server.argv, "env": env}).encode("ascii") + b"\n"
+        self._control, theirs = socket.socketpair()
+        self._control.setblocking(False)
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", _FIRST, str(os.getpid()), *server.argv],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                close_fds=True,
-                start_new_session=True,
-                cwd=server.cwd or self._home,
-                env=env,
-            )
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", _FIRST, str(os.getpid()), str(theirs.fileno())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    cwd=server.cwd or self._home,
+                    env={},
+                )
         except OSError:
+            self._control.close()
             shutil.rmtree(self._home, ignore_errors=True)
             raise
         self._pidfd = os.pidfd_open(self._process.pid)
@@ -59,7 +71,10 @@ class Child:
         self._cut = False
 
     async def connect(self) -> None:
-        """Open its pipes. Until then nothing can be read or written, and `stop` works all the same."""
+        """Open its pipes and start the server. Until then nothing can be read or written; `stop` works all the same.
+
+        Raises OSError when its supervisor died meanwhile.
+        """
         loop = asyncio.get_running_loop()
         stderr = asyncio.StreamReader()
         await self._connect_reader(self._out, self._process.stdout)
@@ -70,6 +85,8 @@ class Child:
         )
         self._transports.append(transport)
         self._in = asyncio.StreamWriter(transport, protocol, None, loop)
+        job, self._job = self._job, b""
+        await loop.sock_sendall(self._control, job)
 
     async def _connect_reader(self, reader: asyncio.StreamReader, pipe: object) -> None:
         loop = asyncio.get_running_loop()
@@ -109,16 +126,21 @@ class Child:
             return None
 
     async def stop(self) -> None:
-        """Close its stdin, then SIGTERM, then SIGKILL its whole group; reap it and remove its home."""
+        """Close its stdin, then SIGTERM, then SIGKILL for its whole tree; reap it and remove its home."""
         if self._process.returncode is not None:
             return
         if self._in is not None:
             self._in.close()
         if not await self._ends_within(EOF_GRACE_SECONDS):
-            self._signal(signal.SIGTERM)
+            # A supervisor that somebody has stopped could end nothing.
+            self._process.send_signal(signal.SIGCONT)
+            with contextlib.suppress(OSError):
+                self._control.send(b"T")
             await self._ends_within(TERM_GRACE_SECONDS)
-        # Not reaped yet, so its group id is still its own: whatever it started and left behind ends here too.
-        self._signal(signal.SIGKILL)
+        self._control.close()
+        if not await self._ends_within(KILL_LIMIT_SECONDS):
+            # The kernel ends the server's first process with its supervisor.
+            self._process.kill()
         await self._exited.wait()
         self._process.wait()
         os.close(self._pidfd)
@@ -137,10 +159,6 @@ class Child:
             async with asyncio.timeout(seconds):
                 await self._exited.wait()
         return self._exited.is_set()
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
 
 
 def _reveal(value: str | SecretStr) -> str:

@@ -71,11 +71,16 @@ class HttpFace:
             headers.setdefault(name, []).append(value.strip(b" \t"))
         try:
             self._admit(scope, headers)
+        except _Rejected as rejected:
+            if rejected.reason is not None:
+                await self._relay.refuse_stranger(_refusal(rejected, rejected.reason))
+            await _send_text(send, rejected)
+            return
+        try:
             reply = await self._serve(scope, headers, receive)
         except _Rejected as rejected:
             if rejected.reason is not None:
-                refusal = Refused(wire.INVALID_REQUEST, rejected.text, reason=rejected.reason)
-                await self._relay.refuse(refusal, target="http")
+                await self._relay.refuse(_refusal(rejected, rejected.reason), target="http")
             await _send_text(send, rejected)
             return
         await _send_reply(send, reply)
@@ -109,6 +114,10 @@ class HttpFace:
                 pass
 
         return await self._relay.handle(body, mcp, gone)
+
+
+def _refusal(rejected: _Rejected, reason: Reason) -> Refused:
+    return Refused(wire.INVALID_REQUEST, rejected.text, reason=reason)
 
 
 def _check_form(headers: Headers) -> None:

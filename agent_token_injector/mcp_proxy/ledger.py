@@ -6,9 +6,10 @@ Both questions may block on a disk, so they are asked in one worker thread, in t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,9 +22,14 @@ from agent_token_injector.mcp_proxy.tool_policy import Reason
 if TYPE_CHECKING:
     from agent_token_injector.audit import AuditLog
     from agent_token_injector.clock import Clock
+    from agent_token_injector.masking import Redactor
     from agent_token_injector.names import HandoffId
 
 SURFACE: Final = "mcp"
+STRANGER_SECONDS: Final = 1.0
+"""Refusals of strangers for one reason share an event for so long: whoever is on this machine can cause them, and each
+event costs a write to disk."""
+MAX_READ: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,15 @@ class Event:
     target: str
     reason: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Strangers:
+    """Refusals of one reason: when the last event was written, and how many have happened that none stands for."""
+
+    event: Event
+    since: float = float("-inf")
+    waiting: int = 0
 
 
 class Ledger:
@@ -58,6 +73,8 @@ class Ledger:
         self._expires_at = expires_at
         self._clock = clock
         self._ended: str | None = None
+        # Changed in the worker thread alone.
+        self._strangers: dict[str, _Strangers] = {}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mcp-audit")
 
     @property
@@ -90,6 +107,19 @@ class Ledger:
         """Record what has happened, or was refused; False when it could not be written."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._try_write, event)
 
+    async def note_stranger(self, event: Event) -> None:
+        """Record a refusal that whoever is on this machine can cause: one event per reason and STRANGER_SECONDS.
+
+        `requests` in its detail says how many refusals it stands for. Those of an event that could not be written, or
+        that is not due yet, are counted in the next one, which `settle_strangers` or `close` writes if nobody else does.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._worker, self._count_stranger, event)
+
+    async def settle_strangers(self) -> None:
+        """Write the events of refused strangers that are due."""
+        if self._strangers:
+            await asyncio.get_running_loop().run_in_executor(self._worker, self._settle_strangers)
+
     def write(self, event: Event) -> None:
         """Record from a worker thread. Raises AuditUnavailable."""
         self._audit.record(
@@ -103,7 +133,9 @@ class Ledger:
         )
 
     def close(self) -> None:
-        """Wait for the worker thread to end. Blocks."""
+        """Record what is still only counted, and wait for the worker thread to end. Blocks. Safe to call twice."""
+        with contextlib.suppress(RuntimeError):  # closed before
+            self._worker.submit(self._settle_strangers, at_once=True)
         self._worker.shutdown()
 
     def _standing(self) -> str | None:
@@ -119,6 +151,19 @@ class Ledger:
             raise over(reason)
         if not self._try_write(event):
             raise unaudited()
+
+    def _count_stranger(self, event: Event) -> None:
+        self._strangers.setdefault(event.reason, _Strangers(event)).waiting += 1
+        self._settle_strangers()
+
+    def _settle_strangers(self, *, at_once: bool = False) -> None:
+        now = self._clock.monotonic()
+        for one in self._strangers.values():
+            if not one.waiting or (now - one.since < STRANGER_SECONDS and not at_once):
+                continue
+            one.since = now
+            if self._try_write(replace(one.event, detail={**one.event.detail, "requests": one.waiting})):
+                one.waiting = 0
 
     def _try_write(self, event: Event) -> bool:
         try:
@@ -138,6 +183,9 @@ def unaudited() -> Refused:
     return Refused(wire.INTERNAL_ERROR, "Audit unavailable: nothing was done", reason=Reason.AUDIT, status=503)
 
 
-def printable(text: object, limit: int = 128) -> str:
-    """What an agent sent, fit for an audit line: ASCII, bounded, control characters escaped."""
-    return ascii(text)[1:-1][:limit] if isinstance(text, str) else type(text).__name__
+def printable(text: object, redactor: Redactor, limit: int = 128) -> str:
+    """What an agent sent, fit for an audit line: masked, ASCII, bounded, control characters escaped.
+
+    Masked first, because no redactor knows half a secret, or an escaped one.
+    """
+    return ascii(redactor.text(text[:MAX_READ]))[1:-1][:limit] if isinstance(text, str) else type(text).__name__

@@ -18,7 +18,8 @@ from pydantic import SecretStr
 from agent_token_injector.audit import Decision
 from agent_token_injector.errors import SpawnRefused
 from agent_token_injector.mcp_proxy.http_face import PATH, HttpFace
-from agent_token_injector.mcp_proxy.ledger import Event, Ledger
+from agent_token_injector.mcp_proxy.known_secrets import KnownSecrets
+from agent_token_injector.mcp_proxy.ledger import Event, Ledger, printable
 from agent_token_injector.mcp_proxy.relay import Relay
 from agent_token_injector.mcp_proxy.servers import Server, StdioServer
 from agent_token_injector.mcp_proxy.tool_policy import Reason, ToolPolicy
@@ -41,6 +42,8 @@ START_SECONDS: Final = 30.0
 WATCH_SECONDS: Final = 0.25
 """How often calls in flight are held against the handoff's standing."""
 MAX_CONNECTIONS: Final = 256
+TARGET_LENGTH: Final = 300
+"""How much of a built-in server's target an audit event holds, in characters: a path and a name fit."""
 
 
 class McpProxy:
@@ -53,7 +56,8 @@ class McpProxy:
         servers: what stands behind it; their names are those that grants refer to.
         token: the bearer token, made for this handoff alone.
         audit: gets one event per access, before it happens.
-        redactor: knows every secret of the handoff; results are masked by it.
+        redactor: knows every secret of the handoff; results are masked by it, and by each value that the built-in vault
+            server has handed out since.
         check: None while the handoff may go on, else a reason code. Called per request from a worker thread, and while
             calls are in flight; the caller caches it.
         expires_at: aware, UTC; nothing is allowed from then on.
@@ -84,7 +88,7 @@ class McpProxy:
         self._excluded = tuple(excluded)
         self._servers = tuple(servers)
         self._token = token
-        self._redactor = redactor
+        self._secrets = KnownSecrets(redactor, audit)
         self._start_seconds = start_seconds
         self._ledger = Ledger(handoff=handoff, audit=audit, check=check, expires_at=expires_at, clock=clock)
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -136,7 +140,7 @@ class McpProxy:
             self._on_loop(self._relay.cut_off, reason)
 
     def close(self) -> None:
-        """Cut calls in flight, end every server with its process group, and leave no thread. Safe to call twice."""
+        """Cut calls in flight, end every server with all that it started, and leave no thread. Safe to call twice."""
         with self._closing:
             self._closed = True
             self.cut_off(Reason.CLOSED)
@@ -169,7 +173,7 @@ class McpProxy:
                 policy=policy,
                 upstreams=upstreams,
                 ledger=self._ledger,
-                redactor=self._redactor,
+                secrets=self._secrets,
                 server_info=_server_info(),
             )
             async with _listening(relay, self._token) as url:
@@ -203,10 +207,11 @@ class McpProxy:
     def _upstream(self, server: Server) -> Upstream:
         if isinstance(server, StdioServer):
             return StdioUpstream(server, _server_info())
-        return BuiltinUpstream(server, self._record)
+        return BuiltinUpstream(server, self._record, self._secrets.learn)
 
     def _record(self, event: str, *, decision: Decision, target: str, reason: str = "") -> None:
-        self._ledger.write(Event(event, decision, target, reason))
+        shown = printable(target, self._secrets.redactor, TARGET_LENGTH)
+        self._ledger.write(Event(event, decision, shown, reason))
 
     async def _list_all(self, upstreams: Mapping[str, Upstream]) -> dict[str, list[dict[str, Any]]]:
         try:
@@ -226,8 +231,8 @@ class McpProxy:
         except UpstreamFailed as error:
             cause = str(error)
         except UpstreamError as error:
-            cause = f"it answered with an error: {self._redactor.text(error.message)}"
-        words = self._redactor.text(upstream.last_words())
+            cause = f"it answered with an error: {self._secrets.redactor.text(error.message)}"
+        words = self._secrets.redactor.text(upstream.last_words())
         raise SpawnRefused(
             f"MCP server {name!r} is not usable",
             cause=f"{cause}; it said: {words[-1000:]}" if words else cause,
@@ -235,9 +240,10 @@ class McpProxy:
         )
 
     async def _watch(self, relay: Relay) -> None:
-        """End calls in flight when the handoff ends under them."""
+        """End calls in flight when the handoff ends under them, and keep the count of strangers up to date."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
+            await self._ledger.settle_strangers()
             if relay.busy and (reason := await self._ledger.standing()) is not None:
                 relay.cut_calls(reason)
 

@@ -26,6 +26,7 @@ from agent_token_injector.mcp_proxy.upstream import Answer, Upstream, UpstreamEr
 
 if TYPE_CHECKING:
     from agent_token_injector.masking import Redactor
+    from agent_token_injector.mcp_proxy.known_secrets import KnownSecrets
 
 CALL_SECONDS: Final = 600.0
 """How long a server may take for one call."""
@@ -85,7 +86,7 @@ class Relay:
         policy: what may be called.
         upstreams: the servers behind it, by name, started.
         ledger: the handoff's standing and its audit.
-        redactor: knows every secret of the handoff.
+        secrets: what is masked.
         server_info: how the proxy calls itself.
     """
 
@@ -95,15 +96,15 @@ class Relay:
         policy: ToolPolicy,
         upstreams: Mapping[str, Upstream],
         ledger: Ledger,
-        redactor: Redactor,
+        secrets: KnownSecrets,
         server_info: Mapping[str, Any],
     ) -> None:
         self._policy = policy
         self._upstreams = upstreams
         self._ledger = ledger
-        self._redactor = redactor
+        self._secrets = secrets
         self._server_info = server_info
-        self._definitions = redactor.json(policy.definitions())
+        self._definitions = secrets.redactor.json(policy.definitions())
         self._sessions = Sessions()
         self._calls = Calls()
 
@@ -149,7 +150,7 @@ class Relay:
                 return self._notified(message, era, headers)
             return await self._answer(message, era, headers, gone)
         except Refused as refused:
-            target = _target(message)
+            target = _target(message, self._secrets.redactor)
             return await self.refuse(refused, target=target, message_id=message_id, era=era)
 
     async def refuse(
@@ -160,6 +161,12 @@ class Relay:
             Event("tool.denied", Decision.REFUSED, target, refused.reason, {"code": refused.code, "era": era or ""})
         )
         return Reply(refused.http_status(era), wire.error(message_id, refused.code, refused.message, refused.data))
+
+    async def refuse_stranger(self, refused: Refused) -> None:
+        """Put on record that somebody without the token was refused; many at once share an event."""
+        await self._ledger.note_stranger(
+            Event("tool.denied", Decision.REFUSED, "http", refused.reason, {"code": refused.code, "era": ""})
+        )
 
     def _notified(self, note: wire.Notification, era: Era, headers: McpHeaders) -> Reply:
         if note.method not in eras.NOTIFICATIONS:
@@ -263,7 +270,8 @@ class Relay:
                 return question.failed(eras.CALL_ENDED, "The tool did not answer in time", reason)
             return self._finished(question, work.result())
         except UpstreamError as error:
-            text, data = self._redactor.text(error.message), self._redactor.json(error.data)
+            redactor = self._secrets.redactor
+            text, data = redactor.text(error.message), redactor.json(error.data)
             return question.failed(error.code, text, "upstream-error", data)
         except UpstreamFailed as error:
             message = f"MCP server {question.allowed.server!r} failed: {error}"
@@ -284,7 +292,7 @@ class Relay:
             raise UpstreamFailed("its answer is not a tool's result")
         masked = 0
         if not answer.granted:
-            value, masked = self._redactor.json_counted(value)
+            value, masked = self._secrets.redactor.json_counted(value)
         if question.era is Era.STATELESS:
             value = eras.stateless_result(value, self._server_info)
         return _End(wire.result(question.id, value), masked=masked, is_error=value.get("isError") is True)
@@ -313,7 +321,7 @@ def _denied(reason: Reason, name: str) -> Refused:
     return Refused(wire.INVALID_PARAMS, f"Unknown tool: {name[:MAX_TOOL_NAME]}", reason=reason)
 
 
-def _target(message: wire.Request | wire.Notification) -> str:
+def _target(message: wire.Request | wire.Notification, redactor: Redactor) -> str:
     if message.method == "tools/call":
-        return f"tools/call {printable(message.params.get('name'))}"
-    return printable(message.method)
+        return f"tools/call {printable(message.params.get('name'), redactor)}"
+    return printable(message.method, redactor)

@@ -27,7 +27,10 @@ class StdioServer:
 
 
 class Recorder(Protocol):
-    """Writes one audit event of the handoff. Raises AuditUnavailable: then nothing may be disclosed."""
+    """Writes one audit event of the handoff. Raises AuditUnavailable: then nothing may be disclosed.
+
+    `target` may quote the agent: it is masked, made printable and cut to 300 characters.
+    """
 
     def __call__(self, event: str, *, decision: Decision, target: str, reason: str = "") -> None: ...
 

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 from agent_token_injector.errors import SpawnRefused
 from agent_token_injector.mcp_proxy.argument_schema import SchemaError, Validator, compile_grant, compile_tool
+from agent_token_injector.mcp_proxy.lookalike_keys import has_twins
 from agent_token_injector.spec import ToolGrant, thaw
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_./-]{1,128}", re.ASCII)
@@ -142,7 +143,8 @@ class ToolPolicy:
             if name in self._excluded:
                 return Denied(Reason.EXCLUDED)
             return Denied(Reason.NOT_LISTED if name in self._offered else Reason.UNKNOWN)
-        if one.narrowed is not None and not one.narrowed.is_valid(arguments):
+        # Two keys that a server may read as one are refused even where the grant says nothing about arguments.
+        if has_twins(arguments) or (one.narrowed is not None and not one.narrowed.is_valid(arguments)):
             return Denied(Reason.ARGUMENTS)
         if not one.own.is_valid(arguments):
             return Denied(Reason.TOOL_SCHEMA)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from agent_token_injector.mcp_proxy import wire
 from agent_token_injector.mcp_proxy.child import Child
 from agent_token_injector.mcp_proxy.eras import HANDSHAKE_VERSIONS
-from agent_token_injector.mcp_proxy.servers import BuiltinServer, Recorder, StdioServer
+from agent_token_injector.mcp_proxy.servers import BuiltinAnswer, BuiltinServer, Recorder, StdioServer
 
 MAX_PAGES: Final = 100
 MAX_TOOLS: Final = 2000
@@ -66,7 +66,7 @@ class Upstream(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End the server and every process of its group. Safe to call twice, and before `start`."""
+        """End the server and every process that it started. Safe to call twice, and before `start`."""
         ...
 
 
@@ -218,11 +218,18 @@ def _as_error(problem: Mapping[str, Any]) -> UpstreamError:
 
 
 class BuiltinUpstream:
-    """A server of ours, in a worker thread."""
+    """A server of ours, in a worker thread.
 
-    def __init__(self, server: BuiltinServer, recorder: Recorder) -> None:
+    Args:
+        server: its tools.
+        recorder: what they write their own audit events with.
+        learn: is told every secret that a tool discloses, before the agent is.
+    """
+
+    def __init__(self, server: BuiltinServer, recorder: Recorder, learn: Callable[[SecretStr], None]) -> None:
         self._tools = {tool.definition["name"]: tool.run for tool in server.tools}
         self._recorder = recorder
+        self._learn = learn
         self._definitions = [dict(tool.definition) for tool in server.tools]
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"mcp-{server.name}")
 
@@ -231,10 +238,19 @@ class BuiltinUpstream:
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> Answer:
         loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(self._worker, self._tools[tool], dict(arguments), self._recorder)
+        answer = await loop.run_in_executor(self._worker, self._run, tool, dict(arguments))
         granted = isinstance(answer.text, SecretStr)
         text = answer.text.get_secret_value() if isinstance(answer.text, SecretStr) else answer.text
         return Answer({"content": [{"type": "text", "text": text}], "isError": answer.is_error}, granted=granted)
+
+    def _run(self, tool: str, arguments: Mapping[str, Any]) -> BuiltinAnswer:
+        answer = self._tools[tool](arguments, self._recorder)
+        if isinstance(answer.text, SecretStr):
+            try:
+                self._learn(answer.text)
+            except Exception:  # noqa: BLE001 - whatever keeps a value from being masked, it is not disclosed then
+                raise UpstreamFailed("the value could not be kept out of the records; it was not disclosed") from None
+        return answer
 
     def last_words(self) -> str:
         return ""

@@ -2,7 +2,7 @@
 
 The vault decides what may be read; this server adds only what no agent may ask for at all (a path that is not one, the
 handoff's own records). Each access is one `vault.read` event that names path and secret, on record before the value
-leaves.
+leaves, and the proxy learns the value before the agent does, so that no later event or answer shows it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from agent_token_injector.audit import Decision
 from agent_token_injector.clock import LOCAL_EARLY
 from agent_token_injector.errors import SecretNotFound, VaultError, VaultForbidden
-from agent_token_injector.mcp_proxy.ledger import printable
 from agent_token_injector.mcp_proxy.servers import BuiltinAnswer, BuiltinServer, BuiltinTool, Recorder
 from agent_token_injector.names import VaultPath, check_secret_name, is_record
 
@@ -64,7 +63,7 @@ class _Reader:
     def get_secret(self, arguments: Mapping[str, Any], record: Recorder) -> BuiltinAnswer:
         """Read one secret. Raises AuditUnavailable when the access cannot be put on record; then nothing is disclosed."""
         path, name = arguments.get("path", self._own.value), arguments["name"]
-        target = printable(f"{path}/{name}", 300)
+        target = f"{path}/{name}"
 
         def refused(reason: str, text: str) -> BuiltinAnswer:
             record("vault.read", decision=Decision.REFUSED, target=target, reason=reason)

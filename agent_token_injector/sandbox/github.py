@@ -81,11 +81,11 @@ class SandboxGitHub(Emulator):
             self.protect(repo.full_name, branch)
         return repo
 
-    def protect(self, repository: str, branch: str, *, bypass: str = "never") -> Ruleset:
-        """Put a ruleset on a branch that demands pull requests."""
+    def protect(self, repository: str, branch: str, *, bypass: str = "never", approvals: int = 1) -> Ruleset:
+        """Put a ruleset on a branch that demands pull requests, with that many approving reviews."""
         repo = self.repositories[repository.lower()]
         repo.branches.setdefault(branch, {})
-        found = Ruleset(9000 + len(repo.rulesets) + repo.id, (branch,), bypass)
+        found = Ruleset(9000 + len(repo.rulesets) + repo.id, (branch,), bypass, approvals=approvals)
         repo.rulesets.append(found)
         return found
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from agent_token_injector.sandbox import github_shapes as shapes
-from agent_token_injector.sandbox.github_shapes import PullRequest, Repository
+from agent_token_injector.sandbox.github_shapes import PullRequest, Repository, Ruleset
 from agent_token_injector.sandbox.http_server import Reply, Request
 
 LEVELS: Final = ("read", "write", "admin")
@@ -153,7 +153,11 @@ class RepositoryAccess:
         self.need("write", "contents")
 
         def done(pull: PullRequest) -> Reply:
-            self._not_protected(pull.base, status=405, why="At least 1 approving review is required")
+            # Nobody reviews here, and nobody approves their own: a pull request never has an approval.
+            for found in self._rulesets_of(pull.base):
+                if found.approvals > 0:
+                    why = f"At least {found.approvals} approving review is required by reviewers with write access."
+                    raise Problem(error(405, why))
             self.repo.branches[pull.base].update(self.repo.branches[pull.head])
             pull.state = "merged"
             sha = shapes.commit_sha(self.repo, pull.base)
@@ -185,10 +189,17 @@ class RepositoryAccess:
                 return then(pull)
         return error(404, HIDDEN)
 
-    def _not_protected(self, branch: str, *, status: int = 409, why: str = "Repository rule violations found") -> None:
-        for found in self.repo.rulesets:
-            if branch in found.branches and "pull_request" in found.rules and found.bypass == "never":
-                raise Problem(error(status, why))
+    def _not_protected(self, branch: str) -> None:
+        if self._rulesets_of(branch):
+            raise Problem(error(409, "Repository rule violations found"))
+
+    def _rulesets_of(self, branch: str) -> list[Ruleset]:
+        """Those that demand a pull request there, and that our App cannot go around."""
+        return [
+            found
+            for found in self.repo.rulesets
+            if branch in found.branches and "pull_request" in found.rules and found.bypass == "never"
+        ]
 
 
 def rank(level: str | None) -> int:

@@ -76,6 +76,8 @@ class Ruleset:
     bypass: str = "never"
     """`current_user_can_bypass`: never, always, pull_requests_only or exempt."""
     rules: tuple[str, ...] = ("pull_request", "non_fast_forward", "deletion")
+    approvals: int = 1
+    """How many approving reviews a pull request needs (`required_approving_review_count`, 0 to 10)."""
 
 
 @dataclass(eq=False)
@@ -214,7 +216,7 @@ def rules(repo: Repository, branch: str) -> list[dict[str, Any]]:
             "ruleset_source_type": "Repository",
             "ruleset_source": repo.full_name,
             "ruleset_id": ruleset.id,
-            **_parameters(kind),
+            **_parameters(kind, ruleset),
         }
         for ruleset in repo.rulesets
         if branch in ruleset.branches
@@ -231,7 +233,7 @@ def ruleset(repo: Repository, found: Ruleset) -> dict[str, Any]:
         "source": repo.full_name,
         "enforcement": "active",
         "conditions": {"ref_name": {"include": [f"refs/heads/{name}" for name in found.branches], "exclude": []}},
-        "rules": [{"type": kind, **_parameters(kind)} for kind in found.rules],
+        "rules": [{"type": kind, **_parameters(kind, found)} for kind in found.rules],
         "current_user_can_bypass": found.bypass,
         "created_at": _CREATED,
         "updated_at": _CREATED,
@@ -240,15 +242,15 @@ def ruleset(repo: Repository, found: Ruleset) -> dict[str, Any]:
     }
 
 
-def _parameters(kind: str) -> dict[str, Any]:
+def _parameters(kind: str, ruleset: Ruleset) -> dict[str, Any]:
     if kind != "pull_request":
         return {}
     return {
         "parameters": {
             "dismiss_stale_reviews_on_push": True,
             "require_code_owner_review": False,
-            "require_last_push_approval": True,
-            "required_approving_review_count": 1,
+            "require_last_push_approval": ruleset.approvals > 0,
+            "required_approving_review_count": ruleset.approvals,
             "required_review_thread_resolution": False,
         }
     }

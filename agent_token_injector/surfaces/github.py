@@ -27,7 +27,7 @@ from agent_token_injector.policy import REVOCATION_PATHS
 from agent_token_injector.spec import GitHubRequest
 from agent_token_injector.surfaces import keeper
 from agent_token_injector.surfaces.base import Minted, MintRequest, Search
-from agent_token_injector.surfaces.github_scope import HEADERS, LIFETIME, SKEW, authorised, read_back
+from agent_token_injector.surfaces.github_scope import DEAD, HEADERS, LIFETIME, NOT_ITS_WORDS, SKEW, authorised, read_back, says_dead
 from agent_token_injector.surfaces.keeper_record import Record, records_of, wait_settled
 from agent_token_injector.transport import Http, Refused, Timeout, TransportError, Unclear, client
 
@@ -153,6 +153,13 @@ class GitHubSurface:
             permissions = {str(key): str(level) for key, level in (granted or {}).items()}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise self._refused("GitHub's answer does not say what it minted") from None
+        if not now < expires_at <= now + LIFETIME + SKEW:
+            # What was just minted lives, and an hour at most: such an end bounds nothing, so nothing may rest on it.
+            raise self._refused(
+                "GitHub's answer does not say when the token ends",
+                cause=f"it names {iso(expires_at)}; a token minted at {iso(now)} ends within the hour",
+                hint="check this machine's clock",
+            )
         handle = _handle(token)
         lease = Lease(
             surface="github",
@@ -232,8 +239,10 @@ class GitHubSurface:
                 # Leaving a field out means everything the installation has.
                 json={"repositories": [name], "permissions": dict(order.request.permissions)},
             ),
-            undo=keeper.Call("DELETE", "/installation/token", frozenset({204, 401}), headers=token),
-            proof=keeper.Call("GET", "/installation/repositories", frozenset({401}), headers=token),
+            undo=keeper.Call("DELETE", "/installation/token", frozenset({204, 401}), headers=token, words={401: DEAD}),
+            proof=keeper.Call(
+                "GET", "/installation/repositories", frozenset({401}), headers=token, words={401: DEAD}
+            ),
             secret="token",  # noqa: S106  a field's name
             expiry="expires_at",
             started=now,
@@ -295,8 +304,10 @@ class GitHubSurface:
                 raise RevokeFailed(
                     f"{lease.identity} was not revoked", surface="github", cause=str(error), hint="try again"
                 ) from None
-            if answer.status not in {204, 401}:
+            if answer.status != 204 and not says_dead(answer):
                 cause = http.describe("DELETE", "/installation/token", answer)
+                if answer.status == 401:
+                    cause = f"DELETE /installation/token {NOT_ITS_WORDS}"
                 raise RevokeFailed(f"{lease.identity} was not revoked", surface="github", cause=cause)
         kept = self._kept.pop(_handle(token.get_secret_value()), None)
         if kept is not None:
@@ -312,9 +323,11 @@ class GitHubSurface:
                     answer = http.request(
                         "GET", "/installation/repositories", headers=authorised(token), idempotent=True
                     )
-                    if answer.status == 401:
+                    if says_dead(answer):
                         return self._proof(lease, token)
                     said = f"GET /installation/repositories still answers {answer.status}"
+                    if answer.status == 401:
+                        said = f"GET /installation/repositories {NOT_ITS_WORDS}"
                 except TransportError as error:
                     said = str(error)
                 if time.monotonic() >= deadline:
@@ -337,7 +350,7 @@ class GitHubSurface:
                 except OSError:
                     continue  # It stays "recorded": a later search finds it, asks again, and is told 401 again.
         return Proof(
-            surface="github", identity=lease.identity, how="GET /installation/repositories answered 401", at=now
+            surface="github", identity=lease.identity, how="GET /installation/repositories answered 401 (Bad credentials)", at=now
         )
 
     # -- helpers --------------------------------------------------------------------------------------------------

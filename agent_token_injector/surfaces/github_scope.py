@@ -16,13 +16,21 @@ from agent_token_injector.transport import Http, Response, TransportError
 
 HEADERS: Final = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
 LIFETIME: Final = timedelta(hours=1)
-SKEW: Final = timedelta(minutes=2)
+SKEW: Final = timedelta(minutes=5)
 """How far GitHub's clock and ours may be apart."""
+DEAD: Final = {"message": "Bad credentials"}
+"""What GitHub's own 401 says of a token that is revoked, expired or was never one."""
+NOT_ITS_WORDS: Final = "answered 401, but not in GitHub's words: something in between may have"
 
 
 def authorised(token: SecretStr) -> dict[str, str]:
     """The headers of a request made with a token."""
     return {**HEADERS, "Authorization": f"Bearer {token.get_secret_value()}"}
+
+
+def says_dead(answer: Response) -> bool:
+    """Whether it is GitHub itself that does not take the token. A gateway's own 401 says nothing about it."""
+    return answer.status == 401 and (answer.document() or {}).get("message") == DEAD["message"]
 
 
 def read_back(
@@ -36,8 +44,8 @@ def read_back(
     granted, asked = _plain(lease.scope["permissions"]), _plain(request.permissions)
     if granted != asked:
         raise _too_wide(lease, f"asked for {_listed(asked)}; GitHub granted {_listed(granted)}")
-    if lease.expires_at is None or lease.expires_at > lease.minted_at + LIFETIME + SKEW:
-        raise _too_wide(lease, f"it lives longer than an hour: {lease.describe_lifetime()}")
+    if lease.expires_at is None or not lease.minted_at < lease.expires_at <= lease.minted_at + LIFETIME + SKEW:
+        raise _too_wide(lease, f"it is not known to end within an hour: {lease.describe_lifetime()}")
     reader = _Reader(http, headers)
     found = reader.get("/installation/repositories?per_page=2")
     repositories = [item for item in found.get("repositories") or () if isinstance(item, dict)]
@@ -57,16 +65,27 @@ def read_back(
 
 
 def _backstop(reader: _Reader, lease: Lease, repository: str, branch: str) -> dict[str, str]:
-    """See that a branch takes changes by pull request only, and from this token too (ADR §5.3)."""
+    """See that a branch takes reviewed pull requests only, and from this token too (ADR §5.1, §5.3).
+
+    Nobody can approve a pull request of their own at GitHub, so one approval that is demanded keeps the agent from
+    merging; a rule that demands none lets it merge what it opened itself.
+    """
     base, quoted = f"/repos/{quote(repository)}", quote(branch, safe="")
     if not reader.exists(f"{base}/branches/{quoted}"):
         return {}
     rules = reader.get_list(f"{base}/rules/branches/{quoted}?per_page=100")
-    if not any(rule.get("type") == "pull_request" for rule in rules):
+    demands = [rule for rule in rules if rule.get("type") == "pull_request"]
+    if not demands:
         raise _too_wide(
             lease,
             f"{repository} lets it push to {branch}: no ruleset there demands a pull request",
             hint=f"add a ruleset for {branch} that requires a pull request, with no bypass for the App",
+        )
+    if not any(_approvals(rule) >= 1 for rule in demands):
+        raise _too_wide(
+            lease,
+            f"{repository} lets it merge its own pull request into {branch}: no ruleset there demands an approval",
+            hint=f"set the required approvals of the ruleset for {branch} to 1 or more",
         )
     for number in sorted({str(rule.get("ruleset_id")) for rule in rules}):
         bypass = reader.get(f"{base}/rulesets/{quote(number)}").get("current_user_can_bypass")
@@ -76,7 +95,14 @@ def _backstop(reader: _Reader, lease: Lease, repository: str, branch: str) -> di
                 f"it can go around ruleset {number} on {repository}'s {branch} (bypass: {bypass or 'not said'})",
                 hint="take the App off the ruleset's bypass list",
             )
-    return {branch: "pull requests only, no bypass"}
+    return {branch: "approved pull requests only, no bypass"}
+
+
+def _approvals(rule: Mapping[str, Any]) -> int:
+    """How many approvals a pull_request rule demands; none where it does not say."""
+    parameters = rule.get("parameters")
+    count = parameters.get("required_approving_review_count") if isinstance(parameters, dict) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) else 0
 
 
 class _Reader:

@@ -50,6 +50,9 @@ class Call:
     """Those that mean: it is so (minted, revoked, dead)."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     json: Any = field(default=None, repr=False)
+    words: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    """What the JSON answer of a status must say for it to count: field (dotted) -> its exact value. Whatever stands between
+    us and the vendor can answer with any status; it does not answer in the vendor's words."""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -58,6 +61,7 @@ class Call:
             "statuses": sorted(self.statuses),
             "headers": dict(self.headers),
             "json": self.json,
+            "words": {str(status): dict(fields) for status, fields in self.words.items()},
         }
 
 

@@ -142,19 +142,25 @@ class Keeper:
             answer = self._http.request(call["method"], path, headers=headers, json=call["json"], idempotent=True)
         except (self._transport.TransportError, LookupError):
             return False
-        return answer.status in call["statuses"]
+        return answer.status in call["statuses"] and _in_words(answer.document(), call["words"].get(str(answer.status)))
 
     def _end(self, body: dict[str, Any]) -> datetime:
-        """When the credential dies by itself: what the vendor says, where that is sooner than what the job knows."""
+        """When the credential dies by itself: what the vendor says, where that is sooner than what the job knows.
+
+        An end that is past already is no end of what was just minted: then only the job's bound is known.
+        """
         with contextlib.suppress(KeyError, TypeError, ValueError):
             said = datetime.fromisoformat(_look_up(body, self._job["expiry"]))
-            if said.tzinfo is not None:
+            if said.tzinfo is not None and said > self._now():
                 return min(said, self._record.live_until)
         return self._record.live_until
 
+    def _now(self) -> datetime:
+        """The time by the provisioner's clock."""
+        return self._started + timedelta(seconds=time.monotonic() - self._began)
+
     def _enter(self, state: str, **more: Any) -> None:
-        at = self._started + timedelta(seconds=time.monotonic() - self._began)
-        self._record = self._record.changed(state, at, **more)
+        self._record = self._record.changed(state, self._now(), **more)
         # A record that cannot be replaced still says "minting", which nobody takes for safe.
         with contextlib.suppress(OSError):
             self._record.write(self._directory)
@@ -165,6 +171,13 @@ def _look_up(body: dict[str, Any], dotted: str) -> Any:
     for name in dotted.split("."):
         found = found.get(name) if isinstance(found, dict) else None
     return found
+
+
+def _in_words(document: dict[str, Any] | None, words: dict[str, str] | None) -> bool:
+    """Whether an answer says what it must; without such words, any answer does."""
+    return not words or (
+        document is not None and all(_look_up(document, name) == value for name, value in words.items())
+    )
 
 
 def _fill(template: str, body: dict[str, Any], encode: Callable[[str], str]) -> str:

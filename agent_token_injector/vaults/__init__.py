@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from agent_token_injector.vaults.base import (
     MAX_TOKEN_TTL,
     AccessEvent,
+    Guard,
     IdentityCredentials,
     IdentityRecord,
     Vault,
@@ -24,6 +25,7 @@ __all__ = [
     "MAX_TOKEN_TTL",
     "AccessEvent",
     "EmbeddedVault",
+    "Guard",
     "IdentityCredentials",
     "IdentityRecord",
     "Vault",

@@ -9,6 +9,7 @@ Rules that every implementation keeps, and that one contract suite (tests/contra
 - A folder must exist before a secret is written into it. Creating one creates its parents; creating it twice is
   `AlreadyExists`.
 - A secret is created, never overwritten: of any number of concurrent creators exactly one succeeds.
+- A guarded write or deletion happens only in the folder that was meant (`Guard`).
 - An identity reads what its globs cover, lists nothing, writes nothing. Outside its globs an existing secret and an
   absent one are the same `VaultForbidden`.
 - An access token lives at most 15 minutes and never past its identity.
@@ -70,6 +71,18 @@ class AccessEvent:
     allowed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A condition on the folder that is written to: the secret `name` in it has `value`, or is absent when that is None.
+
+    Folders of one name follow one another. A guard on what tells them apart keeps a writer that slept through the end
+    of its own folder from touching its successor's. A vault that has transactions checks it inside of one.
+    """
+
+    name: str
+    value: SecretStr | None = field(repr=False)
+
+
 @runtime_checkable
 class VaultSession(Protocol):
     """A handoff identity, logged in: it can read what its globs cover until its token expires."""
@@ -98,12 +111,15 @@ class Vault(Protocol):
         """The names of the folders directly in `path`, sorted; empty when it does not exist."""
         ...
 
-    def delete_folder(self, path: VaultPath) -> bool:
-        """Delete a folder with all it holds, folders below it too. Returns whether it was there. The root is refused."""
+    def delete_folder(self, path: VaultPath, *, only_if: Guard | None = None) -> bool:
+        """Delete a folder with all it holds, folders below it too. Returns whether it was there. The root is refused.
+
+        Where `only_if` does not hold nothing is deleted, and False is returned.
+        """
         ...
 
-    def create_secret(self, path: VaultPath, name: str, value: SecretStr) -> None:
-        """Write a new secret. Raises AlreadyExists, and SecretNotFound when the folder is missing."""
+    def create_secret(self, path: VaultPath, name: str, value: SecretStr, *, only_if: Guard | None = None) -> None:
+        """Write a new secret. Raises AlreadyExists, and SecretNotFound when the folder is missing or not the one meant."""
         ...
 
     def read_secret(self, path: VaultPath, name: str) -> SecretStr:

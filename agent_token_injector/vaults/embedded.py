@@ -31,7 +31,7 @@ from agent_token_injector.errors import AlreadyExists, SecretNotFound, VaultErro
 from agent_token_injector.names import SecretGlob, VaultPath, check_secret_name
 from agent_token_injector.vaults._crypto import SealBroken, VaultKey
 from agent_token_injector.vaults._store import Store
-from agent_token_injector.vaults.base import MAX_TOKEN_TTL, AccessEvent, IdentityCredentials, IdentityRecord
+from agent_token_injector.vaults.base import MAX_TOKEN_TTL, AccessEvent, Guard, IdentityCredentials, IdentityRecord
 
 BUSY_TIMEOUT: Final = timedelta(seconds=10)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -82,8 +82,8 @@ class EmbeddedVault:
             rows = db.execute("SELECT path FROM folders WHERE parent = ?", (str(path),)).fetchall()
         return tuple(sorted(str(row[0]).rpartition("/")[2] for row in rows))
 
-    def delete_folder(self, path: VaultPath) -> bool:
-        """Delete a folder with all it holds, folders below it too. Returns whether it was there.
+    def delete_folder(self, path: VaultPath, *, only_if: Guard | None = None) -> bool:
+        """Delete a folder with all it holds, folders below it too. Returns whether it was there, and the one meant.
 
         Raises VaultForbidden for the root.
         """
@@ -92,6 +92,8 @@ class EmbeddedVault:
                 "the vault's root folder cannot be deleted", hint="delete the folders in it one at a time"
             )
         with self._store.writing() as db:
+            if not self._holds(db, path, only_if):
+                return False
             # Below `/x` is what sorts between `/x/` and `/x0`, for `0` comes right after `/`; the index serves it.
             found = db.execute(
                 "DELETE FROM folders WHERE path = ? OR (path > ? AND path < ?)", (str(path), f"{path}/", f"{path}0")
@@ -100,12 +102,12 @@ class EmbeddedVault:
             self._store.scrub()
         return found > 0
 
-    def create_secret(self, path: VaultPath, name: str, value: SecretStr) -> None:
+    def create_secret(self, path: VaultPath, name: str, value: SecretStr, *, only_if: Guard | None = None) -> None:
         """Write a new secret. Raises AlreadyExists, SecretNotFound when the folder is missing; ValueError for no text."""
         check_secret_name(name)
         sealed = self._store.key.seal(_utf8(value, f"the value of {name}"), "secret", str(path), name)
         with self._store.writing() as db:
-            if not _has_folder(db, path):
+            if not _has_folder(db, path) or not self._holds(db, path, only_if):
                 raise _no_folder(path)
             try:
                 db.execute("INSERT INTO secrets (path, name, sealed) VALUES (?, ?, ?)", (str(path), name, sealed))
@@ -115,6 +117,16 @@ class EmbeddedVault:
                     cause="secrets are created, never overwritten",
                     hint="nothing was changed; delete it first, or revoke the handoff it belongs to",
                 ) from error
+
+    def _holds(self, db: sqlite3.Connection, path: VaultPath, guard: Guard | None) -> bool:
+        """Whether the condition on a folder holds, inside the transaction that depends on it."""
+        if guard is None:
+            return True
+        sealed = _sealed(db, path, check_secret_name(guard.name))
+        if sealed is None or guard.value is None:
+            return sealed is None and guard.value is None
+        found = _unseal(self._store.key, path, guard.name, sealed)
+        return found.get_secret_value() == guard.value.get_secret_value()
 
     def read_secret(self, path: VaultPath, name: str) -> SecretStr:
         """The value. Raises SecretNotFound; VaultError when it was tampered with."""

@@ -6,9 +6,11 @@ import json
 import stat
 
 import pytest
+from pydantic import SecretStr
 
 from agent_token_injector.errors import ExitCode
 from agent_token_injector.manifest import MANIFEST_TYPE
+from agent_token_injector.names import HandoffId
 from tests.cli.support import ADR_COMMAND, GITHUB, LIVE_STRIPE, MINIMAL, audit_file, provisioned, run, write
 from tests.requirements import requirement
 from tests.world import World
@@ -224,6 +226,36 @@ def test_a_trail_that_was_deleted_does_not_pass_for_whole(world: World) -> None:
     run(world, ["revoke", handoff])
     audit_file(world, handoff).unlink()
     assert run(world, ["audit", "verify", handoff]).returncode == ExitCode.AUDIT_UNAVAILABLE
+
+
+@requirement("cli.audit", "H5.tamper-evident")
+def test_a_cut_trail_does_not_pass_for_whole_because_its_manifest_was_altered_too(world: World) -> None:
+    handoff = provisioned(world)
+    path = audit_file(world, handoff)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    with world.open() as ctx:
+        folder = ctx.layout.of(HandoffId.parse(handoff))
+        stored = ctx.vault.read_secret(folder, "PROVISION_MANIFEST").get_secret_value()
+        ctx.vault.delete_secret(folder, "PROVISION_MANIFEST")
+        altered = stored.replace('"key_id":"', '"key_id":"0')
+        ctx.vault.create_secret(folder, "PROVISION_MANIFEST", SecretStr(altered))
+    done = run(world, ["audit", "verify", handoff])
+    assert done.returncode == ExitCode.AUDIT_UNAVAILABLE
+    assert "manifest" in done.stdout
+
+
+@requirement("cli.adr-command", "H8.kill-switch")
+def test_the_adrs_own_command_ends_an_identity_that_outlived_its_path(world: World) -> None:
+    handoff = provisioned(world)
+    with world.open() as ctx:
+        ctx.vault.delete_folder(ctx.layout.of(HandoffId.parse(handoff)))
+        assert ctx.vault.find_identities(f"infisical-handoff-{handoff}")
+    slug = HandoffId.parse(handoff).slug
+    done = run(world, ["--revoke", "--slug", str(slug)], program=ADR_COMMAND)
+    assert done.returncode == 0
+    assert "infisical: dead" in done.stderr
+    with world.open() as ctx:
+        assert ctx.vault.find_identities(f"infisical-handoff-{handoff}") == ()
 
 
 @requirement("cli.adr-command")

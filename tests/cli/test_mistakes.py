@@ -71,6 +71,12 @@ CORPUS = [
     Mistake("check good.json", USAGE, "good.approvals.json"),
     Mistake("check live.json --approvals missing", USAGE, "missing"),
     Mistake("check live.json --approvals a-directory", USAGE, "a-directory"),
+    Mistake("check live.json --approvals /dev/zero", USAGE, "/dev/zero"),
+    Mistake("check live.json --approvals /dev/full", USAGE, "not a regular file"),
+    Mistake("check /dev/zero", USAGE, "/dev/zero"),
+    Mistake("check /dev/full", USAGE, "not a regular file"),
+    Mistake("approve live.json --surface stripe --mode live --out /dev/zero", USAGE, "/dev/zero"),
+    Mistake("check a-pipe", USAGE, "not a regular file"),
     Mistake("check", USAGE, "--schema"),
     Mistake("check live.json extra", USAGE, "extra"),
     Mistake("chekc live.json", USAGE, "chekc"),
@@ -134,6 +140,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for name, content in FILES.items():
             (made.home / name).write_bytes(content.encode() if isinstance(content, str) else content)
         (made.home / "a-directory").mkdir()
+        os.mkfifo(made.home / "a-pipe")
         yield made
 
 
@@ -175,6 +182,7 @@ BAD_CONFIGURATION = [
     BadFile("policy.json", "{}", "chmod", 0o622),
     BadFile("trusted_provisioners.json", '{"a": 1}', "trusted_provisioners.json"),
     BadFile("trusted_provisioners.json", '["ed25519:nonsense"]', "key"),
+    BadFile("policy.json", '{"max_lifetime": "PT1H", "max_lifetime": "PT24H"}', "twice"),
     BadFile(".env", "HANDOFF_VAULT=other\n", "HANDOFF_VAULT"),
     BadFile(".env", "HANDOFF_VAULT=embedded\n", "chmod", 0o666),
 ]
@@ -202,6 +210,47 @@ def test_a_directory_where_a_configuration_file_belongs_is_no_traceback(
     assert no_traceback(done)
     assert done.returncode in {USAGE, CLEAN}
     assert "directory" in done.stderr.lower()
+
+
+@requirement("settings.trusted-directory", "cli.mistakes")
+def test_a_policy_that_another_user_could_have_deleted_is_missed(shared: World, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for argv in (["check", "good.json"], ["provision", "good.json"], ["list"]):
+        done = run(shared, argv, HANDOFF_CONFIG_DIR=str(tmp_path), HANDOFF_STATE_DIR=str(tmp_path / "state"))
+        assert (done.returncode, no_traceback(done)) == (USAGE, True)
+        assert f"chmod go-w {tmp_path}" in done.stderr
+    assert not (tmp_path / "state" / "vault").exists()
+
+
+@requirement("cli.list", "D6.fail-closed")
+def test_one_folder_that_was_tampered_with_hides_no_other_handoff(world: World) -> None:
+    spoilt, sound = provisioned(world), provisioned(world, {**MINIMAL, "task_slug": "another-task"})
+    database = sqlite3.connect(world.home / "state" / "vault" / "vault.sqlite3", isolation_level=None)
+    with contextlib.closing(database):
+        changed = database.execute("UPDATE secrets SET sealed = zeroblob(60) WHERE path LIKE ?", (f"%{spoilt}",))
+        assert changed.rowcount > 0
+    done = run(world, ["list", "--json"])
+    assert (done.returncode, no_traceback(done)) == (0, True)
+    assert {row["handoff_id"]: row["state"] for row in json.loads(done.stdout)} == {
+        spoilt: "unreadable",
+        sound: "provisioned",
+    }
+    assert f"{spoilt}  unreadable" in run(world, ["list"]).stdout
+
+
+@requirement("approval.file")
+def test_an_approval_is_not_written_through_a_link_that_was_planted(world: World) -> None:
+    write(world, "live.json", LIVE_STRIPE)
+    victim = world.home / "victim"
+    victim.write_text("precious")
+    for name in (".live.approvals.json.tmp", "live.approvals.json.tmp"):
+        (world.home / name).symlink_to(victim)
+    before = set(world.home.iterdir())
+    done = run(world, ["approve", "live.json", "--surface", "stripe", "--mode", "live"])
+    assert done.returncode == 0, done.stderr
+    assert victim.read_text() == "precious"
+    assert {path.name for path in set(world.home.iterdir()) - before} == {"live.approvals.json", "config"}
+    assert not (world.home / "live.approvals.json").is_symlink()
 
 
 @pytest.mark.parametrize("command", ["supply live.json --surface stripe", "provision live.json --supply stripe=-"])

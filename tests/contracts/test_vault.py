@@ -20,6 +20,7 @@ from agent_token_injector.clock import ManualClock
 from agent_token_injector.errors import AlreadyExists, SecretNotFound, VaultError, VaultForbidden
 from agent_token_injector.names import SecretGlob, VaultPath
 from agent_token_injector.vaults import MAX_TOKEN_TTL, IdentityCredentials, Vault, VaultSession
+from agent_token_injector.vaults.base import Guard
 from tests.requirements import requirement
 
 START = datetime(2026, 6, 20, 12, 0, tzinfo=UTC)
@@ -265,6 +266,34 @@ class TestSecrets:
                 except SecretNotFound:
                     continue
             writing.result(DEADLINE)
+
+
+class TestGuards:
+    @requirement("vault.guards")
+    def test_a_guarded_write_happens_only_in_the_folder_that_was_meant(self, vault: Vault) -> None:
+        vault.create_folder(HANDOFF)
+        vault.create_secret(HANDOFF, "INTENT", SecretStr("one"))
+        meant, other = Guard("INTENT", SecretStr("one")), Guard("INTENT", SecretStr("two"))
+        with pytest.raises(SecretNotFound):
+            vault.create_secret(HANDOFF, TOKEN, SecretStr("v"), only_if=other)
+        assert set(vault.read_folder(HANDOFF)) == {"INTENT"}
+        vault.create_secret(HANDOFF, TOKEN, SecretStr("v"), only_if=meant)
+        assert vault.delete_folder(HANDOFF, only_if=other) is False
+        assert vault.folder_exists(HANDOFF)
+        assert vault.delete_folder(HANDOFF, only_if=meant) is True
+
+    @requirement("vault.guards")
+    def test_a_guard_on_absence_holds_while_the_secret_is_absent(self, vault: Vault) -> None:
+        vault.create_folder(HANDOFF)
+        absent = Guard("INTENT", None)
+        vault.create_secret(HANDOFF, TOKEN, SecretStr("v"), only_if=absent)
+        vault.create_secret(HANDOFF, "INTENT", SecretStr("one"))
+        assert vault.delete_folder(HANDOFF, only_if=absent) is False
+        assert vault.folder_exists(HANDOFF)
+
+    @requirement("vault.guards")
+    def test_a_guard_holds_nowhere_where_there_is_no_folder(self, vault: Vault) -> None:
+        assert vault.delete_folder(HANDOFF, only_if=Guard("INTENT", SecretStr("one"))) is False
 
 
 class TestIdentities:

@@ -221,10 +221,19 @@ def test_a_handoff_that_ends_while_its_servers_start(
         return call()
 
     launcher = Recorder()
-    with pytest.raises(SpawnRefused, match=f"may not start any more: {what}"):
+    with pytest.raises(ManifestNotProvisioned if what == "revoked" else ManifestExpired):
         spawn_handoff(HANDOFF, launcher, ctx=rewired(ctx, audit=Passing(ctx.audit, around)))
     assert launcher.launches == 0
     assert events(ctx)[-1].action == "spawn.refused"
+
+
+@requirement("D6.unreachable-vault")
+def test_a_vault_that_is_gone_when_the_servers_have_started(ctx: HandoffContext, manifest: ProvisionManifest) -> None:
+    gone = Failing(lambda: VaultUnreachable("no answer"), at=2, onward=True, only=frozenset({"read_folder"}))
+    launcher = Recorder()
+    with pytest.raises(VaultUnreachable):
+        spawn_handoff(HANDOFF, launcher, ctx=rewired(ctx, vault=gone.wrap(ctx.vault)))
+    assert launcher.launches == 0
 
 
 @requirement("H5.no-audit-no-action")

@@ -49,6 +49,16 @@ LIFETIME: Final = (
     ),
     Case("no runtime", {"expected_runtime": "PT0S"}, "H3.lifetime-positive", "task"),
     *cases("H3.end-unattended", "velvet", "expires_in", spelled("PT1H1S", "PT24H")),
+    *cases(
+        "H3.end-unattended",
+        "velvet",
+        "revocation",
+        {
+            f"{who!r} by {how!r}": {"by_hand": {"who": who, "how": how}}
+            for who, how in ((".", "-"), ("operator@example.com", "-"), ("?", "handoff revoke"), ("\u200b", "\u200b"))
+        },
+        expires_in="PT4H",
+    ),
     Case("velvet, short", {"revocation": {"velvet": True}}, "H3.velvet-unavailable", "velvet"),
     Case("velvet, long", {"expires_in": "PT4H", "revocation": {"velvet": True}}, "H3.velvet-unavailable", "velvet"),
     Case(

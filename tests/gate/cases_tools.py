@@ -128,6 +128,18 @@ LOADER: Final = (
         "path",
         "HOME",
     ),
+    *("MAKEFLAGS", "ELECTRON_RUN_AS_NODE", "ERL_AFLAGS", "JULIA_LOAD_PATH", "OCAMLRUNPARAM", "GUILE_LOAD_PATH"),
+    *("GTK_MODULES", "QT_PLUGIN_PATH", "VIMINIT", "EXINIT", "AWKPATH", "ANSIBLE_CONFIG", "HGRCPATH", "KRB5_CONFIG"),
+    *("ASAN_OPTIONS", "UBSAN_OPTIONS", "LIBPATH", "COREPACK_HOME", "TERMINFO", "TERMINFO_DIRS", "erl_flags"),
+    *(
+        "_JAVA_OPTIONS",
+        "IBM_JAVA_OPTIONS",
+        "TCLLIBPATH",
+        "GST_PLUGIN_PATH",
+        "TF_CLI_ARGS",
+        "SVN_SSH",
+        "CMAKE_PREFIX_PATH",
+    ),
     *("HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE", "GCONV_PATH", "TMPDIR", "XDG_CONFIG_HOME", "npm_config_registry"),
 )
 ADMIN: Final = (
@@ -144,6 +156,8 @@ CREDENTIAL: Final = (
     "SLACK_TOKEN",
     "X_API_KEY",
     "X_PAT",
+    *("PGPASSWORD", "PGPASSFILE", "DB_PASS", "PASS", "MYSECRET", "JWT", "SESSION_JWT_KEY", "COOKIE", "SESSION_COOKIE"),
+    *("MYSQL_PWD", "MYTOKEN", "SECRET_ID", "X_APIKEY_2", "CREDENTIALS_JSON", "KEY_PASSPHRASE", "BEARER"),
 )
 VENDOR: Final = ("GITHUB_API_URL", "AWS_REGION", "CLAUDE_CONFIG_DIR", "stripe_account")
 VENDOR_CREDENTIAL: Final = ("GITHUB_TOKEN", "ANTHROPIC_API_KEY", "GITHUB_PERSONAL_ACCESS_TOKEN", "AZURE_CLIENT_SECRET")
@@ -158,6 +172,16 @@ CREDENTIAL_VALUES: Final = {
     "a private key": "-----BEGIN " + "EC PRIVATE KEY-----",
     "a JWT": "eyJ" + "a" * 20 + ".eyJ" + "a" * 20 + ".",
     "a password in a URL": "postgres://user" + ":hunter2@db.example/x",
+    "a password without a user in a URL": "redis://:" + "pw@cache.example",
+    "a password with a colon in a URL": "amqp://user" + ":a:b@queue.example",
+    "a GitLab token": "glpat" + "-" + "a" * 20,
+    "an OpenAI project key": "sk" + "-proj-" + "a" * 24,
+    "an OpenAI key": "sk" + "-" + "a" * 48,
+    "an npm token": "npm" + "_" + "a" * 36,
+    "a Google API key": "AI" + "za" + "a" * 35,
+    "a SendGrid key": "SG" + "." + "a" * 22 + "." + "a" * 43,
+    "a PyPI token": "pypi" + "-AgEI" + "a" * 40,
+    "a Slack app token": "xapp" + "-1-" + "A" * 12,
     "inside other text": "the key is sk" + "_test_" + "a" * 24 + ", keep it",
 }
 

@@ -74,6 +74,9 @@ VAULT: Final = (
                 *("/MooseQuest/raptor/DB_*", "/MooseQuest/velvet/*", "/MooseQuest/queue/production/STRIPE_*", "/*"),
                 *("/STAGING_*", "/MooseQuest/queue/staging-2/KEY", "/MooseQuest/queue/Staging/KEY", "/MooseQuest/*"),
                 *("/MooseQuest/handoffs-nightly-report-20260620/KEY", "/MooseQuest/queue/not_staging/KEY"),
+                *("/MooseQuest/production/staging/KEY", "/MooseQuest/staging/prod/KEY", "/live/staging/*"),
+                *("/MooseQuest/staging/Production/KEY", "/MooseQuest/prod-eu/staging/KEY", "/staging/LIVE/KEY"),
+                *("/MooseQuest/queue_prod/staging/KEY", "/MooseQuest/eu-production-2/staging/sub/KEY"),
             )
         },
     ),
@@ -110,6 +113,7 @@ STRIPE: Final = (
                 for name in (
                     *("charges", "refunds", "customers", "customer", "payouts", "transfers", "payment_intents"),
                     *("invoices", "disputes", "payment_methods", "setup_intents"),
+                    *("webhook", "webhook_endpoints", "customer_portal", "billing_portal"),
                 )
             },
             **{f"{name}:read": {name: "read"} for name in ("keys", "secrets", "ephemeral_keys", "everything", "all")},
@@ -136,6 +140,7 @@ AWS: Final = (
         "ssm:GetParameter",
         *(f"{_SSM}/*", f"{_SSM}/raxx*", f"{_SSM}/raxx/*/key", f"{_SSM}/raxx/ke?", f"{_SSM}*", f"{_SSM}//*"),
         *(f"{_SSM}/raxx/${{aws:username}}/*", f"{_SSM}/raxx/**", f"arn:aws:ssm:eu-west-1:{ACCOUNT}:*"),
+        *(f"{_SSM}/raxx/*", f"{_SSM}/raxx", f"{_SSM}/raxx/", f"{_SSM}/raxx//*", f"{_SSM}//raxx/*", f"{_SSM}/", _SSM),
     ),
     *_resources(
         "H1.aws-wildcard",
@@ -161,7 +166,22 @@ AWS: Final = (
         ),
         *("/raxx/nightly-report/key", "arn:*", f"arn:aws:iam::{ACCOUNT}:role/admin"),
     ),
-    *_resources("H1.aws-resource", "s3:PutObject", "arn:aws:s3::999999999999:accesspoint/x/object/a"),
+    *_resources(
+        "H1.aws-resource",
+        "ssm:GetParameter",
+        *(f"arn:aws:ssm:eu-west-1:{ACCOUNT}:document/{name}" for name in ("raxx", "raxx/nightly-report/*")),
+        *(f"arn:aws:ssm:eu-west-1:{ACCOUNT}:{name}/a/b" for name in ("Parameter", "parameters", "servicesetting")),
+    ),
+    *_resources(
+        "H1.aws-resource",
+        "s3:PutObject",
+        "arn:aws:s3::999999999999:accesspoint/x/object/a",
+        f"arn:aws:s3:eu-west-1:{ACCOUNT}:accesspoint/x/object/a",
+        f"arn:aws:s3:eu-west-1:{ACCOUNT}:accesspoint/x/object/*",
+        f"arn:aws:s3::{ACCOUNT}:accesspoint/x.mrap/object/a/*",
+        "arn:aws:s3:::accesspoint/x/object/a",
+        f"arn:aws:s3::{ACCOUNT}:raxx-reports/nightly-report/*",
+    ),
     *_resources(
         "H1.aws-resource", "sqs:SendMessage", "arn:aws:sqs:eu-west-1:999999999999:dlq", "arn:aws:sqs:eu-west-1::dlq"
     ),

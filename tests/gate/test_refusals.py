@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import pytest
@@ -10,7 +11,7 @@ from agent_token_injector.errors import SpecError
 from agent_token_injector.gate import GateReport, check
 from agent_token_injector.policy import GRANTED_NAMES, Policy
 from tests.gate import cases, cases_task, cases_tools, cases_vendors
-from tests.gate.good import NOW, Case, spec_of
+from tests.gate.good import ACCOUNT, NOW, Case, spec_of
 from tests.gate.spellings import BYPASS_SPELLED, SECRETS_SPELLED
 from tests.requirements import requirement
 
@@ -154,6 +155,73 @@ def test_no_plain_value_stands_where_a_minted_credential_would() -> None:
             assert [finding.code for finding in report.refusals] == ["H1.env-admin"]
 
 
+@requirement("gate.innocent-names")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PASSENGERS", "PASSED", "COMPASS", "BYPASS_CACHE", "MAX_TOKENS", "TOKENIZER", "PATTERN", "LOG_LEVEL"),
+        *("REPORT_DAY", "MAKER", "VIMEO_USER", "TERMS", "ENVIRONMENT", "DATABASE_NAME", "REGION", "TF_VAR_REGION"),
+    ],
+)
+def test_a_name_that_only_begins_or_ends_like_a_secrets_or_a_loaders_is_accepted(name: str) -> None:
+    for place in ("env", "mcp_servers.github.plain_env"):
+        assert check(spec_of({place: {name: "x"}}), Policy(), NOW).ok
+
+
+@requirement("gate.innocent-names")
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("https://api.example:8443/v1", "https://user@host.example/", "redis://cache.example:6379/0", "a:b@c.example"),
+        *("global-settings-for-the-nightly-report", "task-" + "a" * 40, "npm_config_registry", "MSG." + "a" * 20),
+        *("git@github.com:raxx/TradeMasterAPI.git", "https://a.example/x:y@z", "eyJust-a-word.eyJust"),
+    ],
+)
+def test_a_text_that_only_resembles_a_credential_is_accepted(text: str) -> None:
+    assert check(spec_of({"env": {"NOTE": text}}), Policy(), NOW).ok
+
+
+@requirement("gate.linear")
+@pytest.mark.parametrize(
+    "text", ["://" + ":" * 60_000, "eyJ" * 20_000, "://:" * 15_000, "SG." * 20_000, "sk-" * 20_000]
+)
+def test_a_text_made_to_keep_the_gate_busy_does_not(text: str) -> None:
+    arguments = {"properties": {"key": {"const": text}}}
+    grant = {"name": "list", "server": "github", "tool": "list_issues", "arguments": arguments}
+    spec = spec_of({"mcp_tools": [grant]})
+    begun = time.process_time()
+    assert check(spec, Policy(), NOW).ok
+    assert time.process_time() - begun < 5
+
+
+@requirement("H3.end-unattended")
+def test_a_revocation_by_hand_that_names_nobody_is_not_shown_as_one() -> None:
+    report = check(spec_of({"revocation": {"by_hand": {"who": ".", "how": "-"}}}), Policy(), NOW)
+    assert report.ok
+    assert not any("by hand" in line for item in report.checklist for line in item.detail)
+
+
+@requirement("H1.aws-wildcard")
+@pytest.mark.parametrize(
+    ("action", "resource"),
+    [
+        ("ssm:GetParameter", f"arn:aws:ssm:eu-west-1:{ACCOUNT}:parameter/raxx/nightly-report/KEY"),
+        ("ssm:GetParameter", f"arn:aws:ssm:eu-west-1:{ACCOUNT}:parameter/raxx/nightly-report"),
+        ("ssm:GetParameter", f"arn:aws:ssm:eu-west-1:{ACCOUNT}:parameter/raxx/nightly-report/sub/*"),
+        ("s3:PutObject", "arn:aws:s3:::raxx-reports/nightly-report/out.csv"),
+    ],
+)
+def test_an_aws_path_of_the_tasks_own_is_accepted(action: str, resource: str) -> None:
+    grants = [{"action": action, "resource": resource}]
+    assert check(spec_of({"surfaces.aws.grants": grants}), Policy(), NOW).ok
+
+
+@requirement("H7.stripe-permission")
+@pytest.mark.parametrize("name", ["webhook_endpoints", "billing_portal", "webhook", "customer_portal"])
+def test_what_answers_a_write_with_a_credential_may_still_be_read(name: str) -> None:
+    assert check(spec_of({"surfaces.stripe.permissions": {name: "read"}}), Policy(), NOW).ok
+
+
 @each(cases_task.NOT_ALLOWED)
 def test_a_surface_that_the_operator_took_away_is_refused(case: Case) -> None:
     refused(case)
@@ -216,6 +284,7 @@ def test_a_day_is_accepted_with_velvet_where_velvet_is_there() -> None:
             "/MooseQuest/handoffs/nightly-report-20260620/GH_HANDOFF_TOKEN",
         ),
         *("/MooseQuest/queue/staging/STRIPE_KEY", "/MooseQuest/queue/staging/sub/APPLE_IAP_*", "/staging/KEY"),
+        *("/MooseQuest/products/staging/KEY", "/MooseQuest/staging/PROD_*", "/delivery/staging/KEY"),
     ],
 )
 def test_a_vault_glob_on_the_handoffs_own_path_or_explicitly_staging_is_accepted(glob: str) -> None:

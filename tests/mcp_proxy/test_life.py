@@ -140,6 +140,69 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
+@requirement("mcp.close-leaves-nothing")
+def test_closing_ends_a_servers_daemon_of_another_session_that_ignores_sigterm(rig: Rig) -> None:
+    proxy = rig.start(["spawn_daemon"])
+    client = RawClient(proxy.url)
+    client.initialize()
+    daemons = [int(client.call("spawn_daemon").text) for _ in range(3)]
+    assert set(daemons) < set(servers_running(rig))
+    proxy.close()
+    assert servers_running(rig) == []
+    assert not any(Path(f"/proc/{daemon}").exists() for daemon in daemons)
+
+
+@requirement("mcp.close-leaves-nothing")
+def test_a_server_that_ends_by_itself_takes_its_daemon_along(rig: Rig) -> None:
+    client = RawClient(rig.start(["spawn_daemon", "exit"]).url)
+    client.initialize()
+    client.call("spawn_daemon")
+    assert len(servers_running(rig)) > 1
+    assert "it ended" in client.call("exit").error["message"]
+    wait_until(lambda: servers_running(rig) == [], "the daemon is gone")
+
+
+@requirement("mcp.close-leaves-nothing")
+def test_a_servers_supervisor_that_was_told_to_end_ends_the_tree_and_one_that_was_stopped_still_does(rig: Rig) -> None:
+    for number in (signal.SIGTERM, signal.SIGSTOP):
+        proxy = rig.start(["spawn_daemon"])
+        client = RawClient(proxy.url)
+        client.initialize()
+        client.call("spawn_daemon")
+        (supervisor,) = _supervisors()
+        os.kill(supervisor, number)
+        if number == signal.SIGTERM:
+            wait_until(lambda: servers_running(rig) == [], "the tree is gone")
+        proxy.close()
+        assert servers_running(rig) == []
+
+
+def _supervisors() -> list[int]:
+    """The children of this process that run child_main.py."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == os.getpid() and b"child_main.py" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+@requirement("D7.secrets-not-in-repr")
+def test_a_servers_secrets_are_not_in_its_supervisors_environment_or_argv(rig: Rig) -> None:
+    rig.start(["echo"])
+    (supervisor,) = _supervisors()
+    for of in ("environ", "cmdline"):
+        try:
+            shown = Path(f"/proc/{supervisor}/{of}").read_bytes()
+        except PermissionError:
+            continue
+        assert GRANTED.get_secret_value().encode() not in shown
+
+
 @requirement("mcp.dies-with-parent")
 def test_servers_die_with_the_proxys_process_even_when_it_is_killed(rig: Rig) -> None:
     holder = subprocess.Popen(
@@ -151,11 +214,12 @@ def test_servers_die_with_the_proxys_process_even_when_it_is_killed(rig: Rig) ->
     assert holder.stdout is not None
     assert holder.stdin is not None
     with holder, holder.stdout, holder.stdin:
-        assert b"url" in holder.stdout.readline()
-        assert len(servers_running(rig)) == 1
+        daemon = int(json.loads(holder.stdout.readline())["daemon"])
+        assert len(servers_running(rig)) > 1
+        assert daemon in servers_running(rig)
         holder.kill()
         holder.wait()
-        wait_until(lambda: servers_running(rig) == [], "the server is gone")
+        wait_until(lambda: servers_running(rig) == [], "the server and its daemons are gone")
 
 
 @requirement("D8.audit-before-forward")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_token_injector.errors import SpawnRefused
-from agent_token_injector.mcp_proxy.tool_policy import Allowed, Denied, ToolPolicy
+from agent_token_injector.mcp_proxy.tool_policy import Allowed, Denied, Reason, ToolPolicy
 from tests.mcp_proxy.harness import grants
 from tests.requirements import requirement
 
@@ -183,4 +183,79 @@ def test_nothing_but_a_granted_name_is_ever_allowed(name: str, granted: set[str]
 )  # fmt: skip
 def test_no_arguments_get_past_a_required_constant(arguments: dict[str, Any]) -> None:
     verdict = narrowed({"properties": {"base": {"const": "main"}}, "required": ["base"]}, arguments)
-    assert (verdict == "allowed") == (arguments.get("base") == "main")
+    assert (verdict == "allowed") == (arguments.get("base") == "main" and "Base" not in arguments)
+
+
+TEXT = {"properties": {"text": {"const": "ok"}}, "required": ["text"]}
+
+
+@requirement("mcp.lookalike-keys")
+@pytest.mark.parametrize(
+    ("schema", "arguments"),
+    [
+        (TEXT, {"text": "ok", "Text": "evil"}),
+        (TEXT, {"TEXT": "evil", "text": "ok"}),
+        (TEXT, {"text": "ok", "\uff54ext": "evil"}),
+        ({"properties": {"keys": {"const": 1}}}, {"\u212aeys": 2}),
+        ({"properties": {"status": {"const": 1}}}, {"\u017ftatus": 2}),
+        ({"properties": {"id": {"const": 1}}}, {"\u0130d": 2}),
+        ({"properties": {"id": {"const": 1}}}, {"\u0131d": 2}),
+        ({"properties": {"base": {"const": "main"}}}, {"Base": "prod"}),
+        ({"required": ["base"]}, {"base": 1, "bAse": 2}),
+        ({"not": {"required": ["force"]}}, {"Force": True}),
+        ({"dependentRequired": {"force": ["reason"]}}, {"Force": True}),
+        ({"dependentSchemas": {"force": {"required": ["reason"]}}}, {"FORCE": True}),
+        ({"propertyNames": {"enum": ["a"]}, "properties": {"o": TEXT}}, {"A": 1}),
+        ({"properties": {"o": TEXT}}, {"o": {"text": "ok", "Text": "evil"}}),
+        ({"properties": {"o": {"items": TEXT}}}, {"o": [{"text": "ok"}, {"text": "ok", "Text": "evil"}]}),
+        ({"properties": {"o": {"prefixItems": [TEXT]}}}, {"o": [{"text": "ok", "Text": "evil"}]}),
+        ({"additionalProperties": TEXT}, {"o": {"text": "ok", "Text": "evil"}}),
+        ({"patternProperties": {"^o": TEXT}}, {"o": {"text": "ok", "Text": "evil"}}),
+        ({"allOf": [{"if": TEXT, "then": {"properties": {"o": {"anyOf": [TEXT]}}}}]}, {"text": "ok", "o": {"text": "ok", "Text": ""}}),
+        ({"$defs": {"a/b": TEXT}, "properties": {"o": {"$ref": "#/$defs/a~1b"}}}, {"o": {"text": "ok", "Text": ""}}),
+        ({"$defs": {"x": {"allOf": [{}, TEXT]}}, "$ref": "#/$defs/x/allOf/1"}, {"text": "ok", "Text": ""}),
+        ({"$defs": {"x": {"$anchor": "x", **TEXT}}, "$ref": "#x"}, {"text": "ok", "Text": ""}),
+        ({"properties": {"o": {"$ref": "#"}, "text": {"const": "ok"}}}, {"o": {"o": {"Text": "evil"}}}),
+        ({"properties": {"a": {}, "A": {}}}, {"a": 1, "A": 2}),
+        ({"properties": {"o": {"maxProperties": 3}}}, {"o": {"x": 1, "X": 2}}),
+        ({}, {"x": 1, "X": 2}),
+    ],
+)  # fmt: skip
+def test_a_key_that_a_server_which_ignores_case_reads_as_a_constrained_one_is_refused(
+    schema: Any, arguments: Any
+) -> None:
+    assert narrowed(schema, arguments) == "arguments"
+
+
+@requirement("mcp.lookalike-keys")
+@pytest.mark.parametrize(
+    ("schema", "arguments"),
+    [
+        (TEXT, {"text": "ok", "more": 1}),
+        (TEXT, {"text": "ok", "texts": 1, "env": {"Text": 1, "http_proxy": "", "HTTP_PROXY": ""}}),
+        (TEXT, {"text": "ok", "o": [{"Text": 1}]}),
+        ({"properties": {"o": TEXT}}, {"Text": "elsewhere", "o": {"text": "ok"}}),
+        ({"properties": {"Base": {}, "base": {}}}, {"Base": 1}),
+        ({"properties": {"o": {"const": {"text": 1}}}}, {"o": {"text": 1}}),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": TEXT}}, {"text": "ok"}),
+    ],
+)
+def test_a_key_that_no_reader_takes_for_a_constrained_one_passes(schema: Any, arguments: Any) -> None:
+    assert narrowed(schema, arguments) == "allowed"
+
+
+@requirement("mcp.lookalike-keys")
+def test_two_keys_that_are_alike_but_for_case_are_refused_even_without_a_grants_schema() -> None:
+    policy = ToolPolicy.resolve(grants("read"), (), OFFERED)
+    assert policy.decide("read", {"path": "a", "Path": "b"}) == Denied(Reason.ARGUMENTS)
+    assert policy.decide("read", {"path": "a", "paths": "b"}) == Allowed("files", "read")
+
+
+@requirement("mcp.lookalike-keys")
+@given(key=st.text(min_size=1, max_size=6), constant=st.text("abkxs\u00df\u0130\u01c5", min_size=1, max_size=3))
+def test_no_other_spelling_that_a_known_folding_makes_alike_passes(key: str, constant: str) -> None:
+    alike = any(
+        how(key) == how(constant) for how in (str.lower, str.upper, str.casefold, lambda one: one.upper().lower())
+    )
+    verdict = narrowed({"properties": {constant: {}}}, {key: 1})
+    assert not (alike and key != constant and verdict == "allowed")

@@ -1,4 +1,4 @@
-"""A process that holds a proxy until it is killed: prints the proxy's URL and its server's process id."""
+"""A process that holds a proxy until it is killed: prints the proxy's URL and the id of a daemon of its server."""
 
 import json
 import sys
@@ -9,11 +9,11 @@ from tests.mcp_proxy.harness import RawClient, Rig
 
 def main() -> None:
     rig = Rig(Path(sys.argv[1]))
-    proxy = rig.start(["spawn_child", "environ"])
+    proxy = rig.start(["spawn_daemon"])
     client = RawClient(proxy.url)
     client.initialize()
-    client.call("environ")
-    print(json.dumps({"url": proxy.url}), flush=True)
+    daemon = client.call("spawn_daemon").text
+    print(json.dumps({"url": proxy.url, "daemon": daemon}), flush=True)
     sys.stdin.read()
 
 

@@ -6,8 +6,10 @@ writes; `SCRIPTED_START` changes how it starts: `silent`, `dies`, `pages`, `twic
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ TOOLS = {
     "nan": OPEN,
     "task": OPEN,
     "spawn_child": OPEN,
+    "spawn_daemon": OPEN,
     "answer_others": OPEN,
     "forbidden": OPEN,
 }
@@ -67,6 +70,30 @@ def listed(message: dict[str, Any]) -> dict[str, object]:
     return page
 
 
+def become_daemon() -> int:
+    """Start a daemon that starts a daemon, each in a session of its own and deaf to SIGTERM. Returns the second's id."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        for generation in range(4):
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            if os.fork() != 0:
+                # A double fork each: the first one leaves, the second one stays.
+                if generation % 2:
+                    time.sleep(600)
+                os._exit(0)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.write(writing, str(os.getpid()).encode())
+        os.close(writing)
+        time.sleep(600)
+        os._exit(0)
+    os.close(writing)
+    return int(os.read(reading, 32))
+
+
 def call(message_id: object, name: str, arguments: dict[str, Any]) -> None:
     if name == "echo":
         answer(message_id, json.dumps(arguments, sort_keys=True))
@@ -90,6 +117,8 @@ def call(message_id: object, name: str, arguments: dict[str, Any]) -> None:
     elif name == "spawn_child":
         child = subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         answer(message_id, str(child.pid))
+    elif name == "spawn_daemon":
+        answer(message_id, str(become_daemon()))
     elif name == "answer_others":
         for other in (10**6, str(message_id), None):
             send({"jsonrpc": "2.0", "id": other, "result": {"content": [{"type": "text", "text": "stray"}]}})
