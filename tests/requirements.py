@@ -26,6 +26,7 @@ class Requirement(NamedTuple):
 REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
     {
         "H1.actions-secrets": Requirement("ADR §3.1, §5.1", "Actions secrets are refused under every name."),
+        "H1.app-ceiling": Requirement("ADR §7", "An App with excess permissions stops the provisioning."),
         "H1.aws-action": Requirement("ADR §3.1", "An AWS action that the policy does not allow is refused."),
         "H1.aws-resource": Requirement("ADR §3.1", "Anything but an ARN of the service in the account is refused."),
         "H1.aws-wildcard": Requirement("ADR §3.1", "AWS wildcards are refused."),
@@ -72,6 +73,7 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "H2.canonical-name": Requirement(
             "H2, ADR §4.2", "Identities follow the canonical name, so that they can be found without searching."
         ),
+        "H2.exec-revokes": Requirement("H2", "A scheduled job's handoff is revoked, whatever its end."),
         "H2.independent": Requirement("H2", "Ending one handoff changes nothing for another."),
         "H2.kill-at-once": Requirement(
             "H2", "Deleting a vault identity ends its tokens and its client secret at once."
@@ -80,26 +82,37 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "H2.revoked-by-a-person": Requirement("ADR §4.6", "A credential that only a person can end is noted."),
         "H3.end-unattended": Requirement("ADR §6.2", "Over an hour with nobody to end it is refused."),
         "H3.ends-at-expiry": Requirement("H3", "The agent ends at its deadline, even when its parent does nothing."),
+        "H3.expiry": Requirement("H3", "An agent ends with its handoff's time."),
         "H3.lifetime": Requirement("ADR §6.1", "More than 24 hours is refused."),
         "H3.lifetime-positive": Requirement("H3", "A lifetime of nothing is refused."),
         "H3.no-existence-oracle": Requirement("H3", "Outside its globs, absent and existing secrets look alike."),
+        "H3.no-second-life": Requirement("H3", "An expired handoff does not live again."),
         "H3.no-start-after-expiry": Requirement("H3", "Nothing starts when its time is nearly over."),
         "H3.runtime": Requirement("ADR §6.1", "A runtime longer than the lifetime is refused."),
         "H3.scope": Requirement("H3", "A session reads exactly its globs."),
+        "H3.shortest-credential": Requirement("H3", "A handoff lives no longer than its shortest credential."),
         "H3.surface-lifetime": Requirement("ADR §3.1", "More than a surface's own ceiling is refused."),
         "H3.token-not-past-identity": Requirement("H3", "A token never outlives its identity."),
         "H3.token-ttl": Requirement(
             "H3, ADR §3.1", "Access tokens live at most 15 minutes; installation tokens at most an hour."
         ),
         "H3.velvet-unavailable": Requirement("ADR §4.4", "Relying on Velvet where it cannot enrol is refused."),
+        "H4.before-anything": Requirement("H4", "What can be known before a mint stops it before."),
+        "H4.gate-first": Requirement("H4", "A refused spec touches nobody."),
+        "H4.manifest": Requirement("H4", "Provisioning ends in a signed manifest that says what was given."),
+        "H4.no-manifest-no-spawn": Requirement("H4", "Without a usable manifest nothing is launched."),
         "H5.audit": Requirement("ADR §6.2", "An audit retention below 90 days is refused."),
         "H5.card": Requirement("ADR §6.2", "A spec without a card is refused."),
         "H5.event-before-disclosure": Requirement("H5", "No event, no value."),
         "H5.fail-closed": Requirement("H5", "What cannot be audited is not done."),
+        "H5.no-audit-no-action": Requirement("H5", "What cannot be audited is not done, at any point."),
         "H5.one-event-per-access": Requirement(
             "H5", "Each access to a tool leaves an event with the task slug and no values."
         ),
         "H5.operator": Requirement("ADR §6.2", "A spec without an operator is refused."),
+        "H5.provision-audited": Requirement("H5", "Every step of provisioning is on record."),
+        "H5.revocation-audited": Requirement("H5", "Every step of a revocation is on record."),
+        "H5.spawn-audited": Requirement("H5", "Every dispatch and refusal is on record."),
         "H5.tamper-evident": Requirement("H5", "Any alteration of the trail is found at its event."),
         "H5.vault-access": Requirement(
             "H5", "Logins and reads, allowed and refused, leave events that outlive the identity."
@@ -118,7 +131,9 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "H7.alpaca-paper-gate": Requirement("ADR §12", "Alpaca live without the paper gate's evidence is refused."),
         "H7.apple-designated-task": Requirement("ADR §3.1", "Apple production for another task is refused."),
         "H7.apple-iap-production": Requirement("H7", "Apple production without a valid approval is refused."),
+        "H7.approve": Requirement("H7", "Only a listed operator's signature over this very spec opens a live surface."),
         "H7.live-approved": Requirement("H7", "A live key passes only where the spec says live."),
+        "H7.operators": Requirement("H7", "Operators come from the configuration only."),
         "H7.stripe-live": Requirement("H7", "Stripe live without a valid approval is refused."),
         "H7.stripe-permission": Requirement(
             "ADR §8.2", "Stripe permissions that move money, write customers or make credentials are refused."
@@ -126,37 +141,68 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "H7.test-by-default": Requirement("H7", "The test mode is the default of every financial surface."),
         "H8.kill-switch": Requirement("H8", "Every surface can be ended on its own, and is seen dead."),
         "H8.measured-kill": Requirement("H8", "An end reports its milliseconds and its survivors."),
+        "H8.operator-supplied": Requirement(
+            "H8", "A credential that only a person can end is told as alive until it was seen dead."
+        ),
         "D1.one-store": Requirement(
             "D1", "What one handle writes to the vault, another reads at once, from any process."
         ),
+        "D2.commit-point": Requirement("D2", "Nothing starts before the manifest is there, nor after an undo."),
         "D2.crash-points": Requirement(
             "D2", "A provisioner killed at any point leaves nothing alive after the next revoke or provision."
         ),
         "D2.create-only": Requirement(
             "D2", "Of concurrent creators of one name exactly one wins, and nothing is overwritten."
         ),
+        "D2.deadline": Requirement("D2", "A provisioner gives up sooner than its deadline."),
+        "D2.debris": Requirement("D2", "What a dead provisioner left is cleared before anything is minted anew."),
+        "D2.deterministic-names": Requirement("D2", "The intent names exactly what will be minted."),
+        "D2.holder": Requirement("D2", "A provisioner is known by boot, pid and start time."),
+        "D2.intent-first": Requirement("D2", "Every identity is named in the vault before the first is minted."),
+        "D2.leftover-identity": Requirement("D2", "An identity that is left over is never taken over."),
+        "D2.mark": Requirement("D2", "A mark stops a provisioner that is under way."),
+        "D2.states": Requirement("D2", "The records in a path tell its state."),
+        "D2.successor": Requirement("D2", "Who slept through the end of a handoff leaves its successor alone."),
         "D3.ambiguous": Requirement("D3", "A mint without a usable answer is told as ambiguous, and is never retried."),
         "D3.begin": Requirement("D3", "The record that a mint began is written right before the request that creates."),
         "D3.bounded": Requirement("D3", "What is not known has an end time."),
+        "D3.idempotent-only": Requirement("D3", "Only what is idempotent is tried again."),
         "D3.keeper": Requirement(
             "D3", "A credential that only its holder can revoke survives no provisioner that was killed."
         ),
         "D3.kill-safe": Requirement("D3", "A keeper ends what its provisioner did not record."),
+        "D3.kinds": Requirement("D3", "Each kind of credential ends as its kind can."),
         "D3.lost-value": Requirement("D3", "A lost or exchanged value proves nothing."),
         "D3.minted": Requirement("D3", "A mint that succeeds gives a lease and its values."),
+        "D3.never-retried": Requirement("D3", "A mint that is not known is never asked for again."),
         "D3.proof": Requirement("D3", "A revocation counts when the credential was seen dead."),
         "D3.reconciled": Requirement("D3", "An ambiguous mint is looked up by name."),
         "D3.refused": Requirement("D3", "A refused mint leaves nothing."),
+        "D3.seen-dead": Requirement("D3", "Every credential is seen dead before its path goes."),
         "D3.stale-record": Requirement("D3", "A record of an earlier mint is not taken for the present one."),
+        "D3.three-outcomes": Requirement("D3", "A mint is made, refused, or not known."),
         "D4.all-or-nothing": Requirement(
             "D4", "Any failure undoes what was minted, and the residue is listed exactly."
         ),
+        "D4.at-once": Requirement("D4", "Two at once make one handoff."),
+        "D4.ctrl-c": Requirement("D4", "An interrupted provisioning is undone."),
+        "D4.interrupted": Requirement("D4", "A signal that ends a command undoes what it began."),
+        "D4.provision-twice": Requirement("D4", "Provisioning twice mints once."),
+        "D4.residue-exact": Requirement("D4", "The residue is exactly what is alive."),
         "D5.read-back": Requirement("D5", "After a mint the effective scope and expiry are read from the surface."),
         "D5.wider-refused": Requirement("D5", "A credential that can do more than was asked is revoked and refused."),
+        "D6.bound": Requirement("D6", "The manifest is bound to spec, policy, names, secrets and audit."),
         "D6.canonical": Requirement("D6, RFC 8785", "One document has one canonical form and one digest."),
+        "D6.fail-closed": Requirement("D6", "A vault that cannot be read starts nothing."),
+        "D6.public-key-only": Requirement("D6", "A host that dispatches needs the public key only."),
         "D6.secret-digest": Requirement("D6", "A secret is compared by a salted digest that tells nothing of it."),
+        "D6.secrets": Requirement("D6", "A secret too few, too many or different stops the dispatch."),
         "D6.signature": Requirement("D6", "A signature fits one document and one key."),
+        "D6.tampered": Requirement("D6", "A manifest that was altered anywhere is refused."),
+        "D6.trust": Requirement("D6", "A manifest of a key that is not trusted is refused."),
         "D6.type-tag": Requirement("D6", "A signature for one kind of document says nothing about another."),
+        "D6.unreachable-vault": Requirement("D6", "A vault that cannot be asked stops the dispatch."),
+        "D7.argv": Requirement("D7", "A credential typed into a command line is not taken, and not shown."),
         "D7.base-is-ours": Requirement("D7", "A context cannot set a name of the base."),
         "D7.env-from-nothing": Requirement(
             "D7", "The agent's environment is a constant base and its own block, whatever the parent's holds."
@@ -166,23 +212,36 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "D7.mcp-config": Requirement(
             "D7, design §5", "HANDOFF_MCP_CONFIG names a file that refers to the token and does not hold it."
         ),
+        "D7.no-secret-in-argv": Requirement("D7", "No secret is in a command line."),
         "D7.no-secret-shown": Requirement("D7", "No secret in a repr, an error or an event of the vault."),
         "D7.secrets-not-in-repr": Requirement("D7", "No secret in a repr or argv of the MCP proxy."),
         "D7.server-env-from-nothing": Requirement(
             "D7", "An MCP server's environment is exactly what was granted to it."
         ),
+        "D7.session-context": Requirement("ADR §4.5", "The session context has the ADR's shape."),
         "D8.audit-before-forward": Requirement("D8", "What cannot be recorded is not forwarded."),
+        "D8.bearer": Requirement("D8", "The bearer is of this handoff alone and dies with it."),
         "D8.canonical-bytes": Requirement("D8", "Only the proxy's own bytes go on."),
         "D8.cut-off": Requirement("D8", "A cut-off is at once and final."),
         "D8.deny-methods": Requirement("D8", "A method that is not served is refused."),
         "D8.minted-ids": Requirement("D8", "Ids upstream are the proxy's own; a duplicate in flight is refused."),
         "D8.nothing-else-reaches": Requirement("D8", "No mutation of a message reaches a tool that was not granted."),
+        "D8.recheck": Requirement("D8", "The proxy refuses as soon as the handoff ended."),
         "D8.recheck-standing": Requirement("D8", "Expiry and revocation are checked for every call, and in flight."),
         "D8.strict-parse": Requirement("D8", "A message has one strict reading or none."),
         "D9.one-allowlist": Requirement(
             "D9", "What the client is told, what the proxy allows and what the spec grants are one list."
         ),
+        "D10.at-once": Requirement("D10", "Two revocations at once are safe."),
         "D10.audit-never-blocks": Requirement("D10", "A revocation waits for no lock, disk or directory."),
+        "D10.audit-never-waits": Requirement("D10", "A revocation happens though nothing can be audited, and says so."),
+        "D10.expiry-counts": Requirement("D10", "A credential past its own expiry counts as ended."),
+        "D10.idempotent": Requirement("D10", "Revoking twice, or what never was, is safe."),
+        "D10.mark-first": Requirement("D10", "The mark comes before everything else."),
+        "D10.never-waits": Requirement("D10", "A revocation waits for nothing that is not part of it."),
+        "D10.parallel": Requirement("D10", "Surfaces are ended side by side; one that hangs holds up no other."),
+        "D10.path-last": Requirement("D10", "The path goes last, and only when nothing needs it."),
+        "D10.reader-gone": Requirement("D10", "A revocation finishes though nobody reads its output."),
         "D11.layers": Requirement("D11", "Imports go down only, and the pure core does no input or output."),
         "approval.altered": Requirement("H7", "An approval that was altered in any field is refused."),
         "approval.expiry": Requirement("H7", "An approval ends, and one dated in the future is refused."),
@@ -214,10 +273,49 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "audit.processes": Requirement("D1", "Several writers make one valid chain."),
         "audit.spool": Requirement("D10", "Spooled events are written in order, dated, and never lost in silence."),
         "audit.torn": Requirement("facts/anchors F10", "A killed writer's half line is kept and told of."),
+        "cli.adr-command": Requirement("ADR §6.3, §9", "The ADR's own command provisions and revokes."),
+        "cli.approve": Requirement("issue 2", "approve signs for this very spec."),
+        "cli.audit": Requirement("issue 2", "audit shows and verifies a trail."),
+        "cli.check": Requirement("ADR §6.2", "check prints the checklist with its marks."),
+        "cli.exec": Requirement("issue 2", "exec provisions, runs and revokes."),
+        "cli.exit-codes": Requirement("design §5", "Each exit code has a real situation."),
+        "cli.exit-passed-through": Requirement("design §5", "The agent's own exit code comes through."),
+        "cli.help": Requirement("issue 2", "Help is there for every command."),
+        "cli.init": Requirement("issue 2", "init writes a spec that passes the gate."),
+        "cli.json": Requirement("design §5", "--json prints one document, errors too."),
+        "cli.list": Requirement("issue 2", "list shows every handoff."),
+        "cli.mistakes": Requirement("issue 2", "A mistake is told in words with a next step, without a traceback."),
+        "cli.provision": Requirement("issue 2", "provision prints the id."),
+        "cli.revoke": Requirement("issue 2", "revoke tells of each surface."),
+        "cli.show": Requirement("issue 2", "show tells what a handoff was given."),
+        "cli.signals": Requirement("design §5", "Signals are passed on, or undo."),
+        "cli.stdin-passed-through": Requirement("design §5", "The agent has the command's standard input."),
+        "cli.supply": Requirement("issue 2", "supply stores a credential that never stands in argv."),
         "clock.human": Requirement("design §4", "Spans read well for people."),
         "clock.iso": Requirement("design §4", "Times have one form, in UTC."),
         "clock.manual": Requirement("D11", "A manual clock moves when it is moved, forward only."),
         "clock.system": Requirement("D11", "The system clock tells aware UTC time."),
+        "demo.no-trace": Requirement("issue 2", "The demo leaves no process, file or HOME entry, interrupted too."),
+        "demo.shows": Requirement("issue 2", "The demo shows every scene of a handoff's life."),
+        "demo.spec": Requirement("issue 2", "The demo takes a spec of one's own, or refuses it clearly."),
+        "demo.terminal": Requirement("issue 2", "The demo fits 80 and 120 columns."),
+        "docs.exit-codes": Requirement("design §5", "The table of exit codes is the code's."),
+        "docs.files-named": Requirement("issue 2", "Files that the docs name are there."),
+        "docs.layers": Requirement("design §4", "The layers in the docs are the contract's."),
+        "docs.links": Requirement("issue 2", "Links lead somewhere."),
+        "docs.modules": Requirement("issue 2", "Every module is named in the architecture."),
+        "docs.no-machine": Requirement("issue 2", "No path of a machine stands anywhere."),
+        "docs.orchestrator": Requirement("issue 2", "The orchestrator's example runs."),
+        "docs.readme-commands": Requirement("issue 2", "The README's commands run."),
+        "docs.readme-python": Requirement("issue 2", "The README's code runs."),
+        "docs.scheduled-job": Requirement("issue 2", "The scheduled job's example runs."),
+        "docs.spec-examples": Requirement("issue 2", "The example specs pass the gate."),
+        "docs.variables": Requirement("issue 2", "The README's variables are the code's."),
+        "face.docstrings": Requirement("design §5", "Every public name says what it promises."),
+        "face.errors": Requirement("design §5", "The error tree is as it is drawn, with codes of its own."),
+        "face.light-import": Requirement("issue 2", "Importing the package, and its help, load nothing heavy."),
+        "face.names": Requirement("design §5", "The public names are sorted, complete and resolvable."),
+        "face.ships": Requirement("issue 2", "The package ships its types and the demo's spec."),
         "gate.approvals": Requirement("H7", "The report carries the approvals that were needed and are valid."),
         "gate.bound": Requirement("D6", "The report names the spec and the policy that it judged."),
         "gate.checklist": Requirement(
@@ -226,6 +324,8 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "gate.codes": Requirement("issue 2", "Every finding's code is exercised by a test."),
         "gate.examples": Requirement("ADR §8", "Both of the ADR's candidates pass the gate."),
         "gate.good-spec": Requirement("issue 2", "A good spec passes without a refusal."),
+        "gate.innocent-names": Requirement("D7", "Names and texts that only resemble a secret's or a loader's pass."),
+        "gate.linear": Requirement("H4", "No text of a spec keeps the gate busy."),
         "gate.pure": Requirement("D11", "The gate gives the same report for the same input."),
         "gate.refused-error": Requirement("issue 2", "A refusal is an error with every finding."),
         "gate.report-json": Requirement("issue 2", "A report survives JSON."),
@@ -239,6 +339,7 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "masking.overlap": Requirement("H6", "Overlapping secrets leave no tail."),
         "masking.short": Requirement("H6", "A short secret is masked as a word only."),
         "masking.silent": Requirement("H6", "A redactor shows no secret itself."),
+        "mcp.allowlist": Requirement("D8, D9", "Through a real agent, exactly the allowlist can be called."),
         "mcp.allowlist-exact": Requirement("D9", "The agent sees exactly the allowlist."),
         "mcp.argument-schema": Requirement("issue 2", "Arguments are judged by the grant's schema and the tool's own."),
         "mcp.close-leaves-nothing": Requirement("issue 2", "Closing leaves no process, thread or socket."),
@@ -262,11 +363,17 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "mcp.in-flight-cap": Requirement("facts/mcp §7.12", "Calls in flight are bounded."),
         "mcp.light-imports": Requirement("D8", "The proxy's modules import no SDK."),
         "mcp.list-all-pages": Requirement("facts/mcp §2.26", "A paged list is read to its end."),
+        "mcp.lookalike-keys": Requirement(
+            "facts/mcp §2.3", "An argument that only looks like a constrained one is refused."
+        ),
         "mcp.no-exclusions": Requirement("ADR §6.2", "A spec that excludes no tool is noted."),
         "mcp.one-address": Requirement("issue 2", "There is one address."),
         "mcp.private-cache": Requirement("facts/mcp §7.6", "A filtered list is private and outlives no handoff."),
         "mcp.protocol-tables": Requirement("MCP", "Our protocol tables agree with the SDK's."),
         "mcp.published-servers": Requirement("issue 2", "Published servers work behind the proxy."),
+        "mcp.read-values-masked": Requirement(
+            "H6", "A value that the agent read from the vault is in no event and no later result."
+        ),
         "mcp.refused-like-absent": Requirement(
             "facts/mcp §7.4", "To the agent a refused tool does not exist; the audit tells them apart."
         ),
@@ -279,6 +386,9 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "mcp.several-servers": Requirement("issue 2", "Several servers stand behind one address."),
         "mcp.size-cap": Requirement("facts/mcp §7.12", "A message is bounded in size and depth."),
         "mcp.start-all-or-nothing": Requirement("issue 2", "A start that fails leaves nothing running."),
+        "mcp.strangers-coalesced": Requirement(
+            "facts/mcp §2.30", "A flood of strangers' requests is counted, and not written one by one."
+        ),
         "mcp.token-required": Requirement("issue 2", "Nothing is answered without the handoff's own token."),
         "mcp.tool-name": Requirement("ADR §4.5", "A name that no tool can have is refused."),
         "mcp.upstream-cannot-initiate": Requirement(
@@ -310,7 +420,21 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "sandbox.stripe.mode": Requirement("D12", "Test and live are kept apart."),
         "sandbox.stripe.no-keys-over-http": Requirement("D12", "No key is made or shown over HTTP."),
         "sandbox.stripe.permissions": Requirement("D12", "A key does what its permissions say."),
+        "settings.env-file": Requirement(
+            "D7", ".env is read from the configuration directory, never from the working directory."
+        ),
+        "settings.environment": Requirement("D7", "The environment wins over the file, and nothing is interpolated."),
+        "settings.errors-name": Requirement("issue 2", "An error names the variable or file."),
+        "settings.keys": Requirement("D6", "Keys are made once, and two that come first agree."),
+        "settings.strict-json": Requirement("design §6", "Configuration with duplicate keys is refused."),
+        "settings.trusted-directory": Requirement(
+            "D6", "A configuration directory that others can write to or own is refused."
+        ),
+        "settings.trusted-files": Requirement("D6", "Files that others could have written are refused."),
         "spawn.any-user": Requirement("issue 6", "An ordinary user gets the same."),
+        "spawn.blind-bound": Requirement("D6", "A vault that gives no answer for too long ends the run."),
+        "spawn.block": Requirement("design §5", "Leaving the block ends the run."),
+        "spawn.callable": Requirement("design §5", "Any callable is a launcher."),
         "spawn.dies-with-parent": Requirement(
             "facts/spawn §4", "The whole tree ends with its parent, SIGKILL included."
         ),
@@ -321,13 +445,17 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
             "facts/spawn §4", "The supervisor needs nothing but the standard library."
         ),
         "spawn.no-leak": Requirement("D4", "Many runs leave no descriptor, thread, process or folder."),
+        "spawn.nothing-left": Requirement("D4", "A run leaves no thread, process, descriptor or folder."),
         "spawn.only-stdio": Requirement("facts/spawn §4", "The agent has descriptors 0 to 2."),
+        "spawn.receipt": Requirement("design §5", "The receipt says why, how fast, and what was left."),
         "spawn.refused-clean": Requirement("H4, D6", "A refused launch leaves nothing."),
+        "spawn.revoke-on-exit": Requirement("design §5", "Where asked, the end of the run revokes."),
         "spawn.signals": Requirement("design §5", "Signals are passed on."),
         "spawn.streams": Requirement("design §5", "Streams are the caller's."),
         "spawn.supervisor-killed": Requirement(
             "facts/spawn §4", "A supervisor that is killed or stopped takes the run with it."
         ),
+        "spawn.watched": Requirement("issue 2", "A running handoff is watched, and ends with its revocation."),
         "spawn.whole-tree": Requirement("facts/spawn §4", "Daemons, forks and orphans end with the run."),
         "spec.bounds": Requirement("issue 2", "A spec that is too large or too deep is refused."),
         "spec.closed-names": Requirement("issue 2", "Names are closed ASCII."),
@@ -337,6 +465,9 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "spec.field-paths": Requirement("issue 2", "An error names the field."),
         "spec.frozen": Requirement("issue 2", "A spec is frozen all the way down."),
         "spec.load": Requirement("issue 2", "A file that cannot be read is a clear error."),
+        "spec.regular-file": Requirement(
+            "issue 2", "Specs and approvals are read from regular files, and no further than a limit."
+        ),
         "spec.round-trip": Requirement("issue 2", "A spec survives JSON."),
         "spec.schema": Requirement(
             "design §6", "The published JSON Schema is valid and accepts what the parser accepts."
@@ -345,22 +476,32 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "surface.facts": Requirement("D3", "A surface declares how it is minted, found again, and ended."),
         "surface.github.app-ceiling": Requirement("ADR §7", "An App that has too much is refused."),
         "surface.github.backstop": Requirement("ADR §5.3", "A repository without a pull-request rule is refused."),
+        "surface.github.backstop-review": Requirement(
+            "ADR §5.1", "A branch rule that asks for no review is no backstop."
+        ),
         "surface.github.contract": Requirement("D12", "Requests fit GitHub's OpenAPI text."),
         "surface.github.keeper": Requirement("D3", "Installation tokens are minted by a keeper."),
         "surface.github.one-repository": Requirement("ADR §5", "A token is for exactly one repository."),
         "surface.github.pat": Requirement("ADR §5.2", "A personal access token is not minted."),
+        "surface.github.proof-in-its-words": Requirement("D3", "A 401 counts as death only in GitHub's own words."),
         "surface.github.token-shape": Requirement("facts/surfaces §2.9", "A token of another shape is refused."),
+        "surface.github.vendor-end": Requirement("D3", "An end that the vendor cannot mean is not believed."),
         "surface.infisical.lifetime": Requirement("ADR §3.1", "The identity ends with the handoff."),
         "surface.infisical.one-identity": Requirement("H1", "A second identity of the same name is not made."),
         "surface.infisical.proof": Requirement("H8", "A deleted identity is seen dead."),
         "surface.infisical.scope": Requirement("ADR §3.1", "The scope is proven by reads inside and outside."),
+        "surface.operator-supplied": Requirement(
+            "D3", "A missing operator's credential stops the provisioning before anything."
+        ),
         "surface.registry": Requirement("design §4", "The registry names the surfaces of this version."),
         "surface.stripe.contract": Requirement("D12", "Requests fit Stripe's OpenAPI text."),
+        "surface.stripe.in-its-words": Requirement("D3", "A 401 counts as death only in Stripe's own words."),
         "surface.stripe.key-shape": Requirement(
             "facts/surfaces §1.3", "Only a restricted key of the right mode is taken."
         ),
         "surface.stripe.negative-probes": Requirement("facts/surfaces §2.4", "What must be absent is probed for."),
         "surface.stripe.no-vendor-text": Requirement("facts/surfaces §2.4", "Stripe's error texts are not quoted."),
+        "surface.stripe.not-probed": Requirement("D5", "What was not verified is named in the manifest."),
         "surface.stripe.operator-supplied": Requirement("D3", "A person makes the key, and a person ends it."),
         "surface.stripe.positive-probes": Requirement("facts/surfaces §2.4", "What was asked for is probed for."),
         "surface.stripe.probes-change-nothing": Requirement("facts/surfaces §2.4", "Probes create nothing."),
@@ -386,9 +527,13 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "vault.folders": Requirement(
             "vaults/base.py", "Folders are made once, with parents, and deleted with all they hold."
         ),
+        "vault.guards": Requirement("D2", "A guarded write or deletion happens only in the folder that was meant."),
         "vault.identity-read-back": Requirement("D5", "Identities are found by exact name, as they were asked for."),
         "vault.key": Requirement("D1", "One key is agreed by all and never replaced in silence."),
         "vault.light-import": Requirement("design §5", "Importing the package loads no driver and no cryptography."),
+        "vault.lost-database": Requirement(
+            "D10", "A database that was emptied or deleted is an error, and not a new vault."
+        ),
         "vault.model": Requirement("D1", "Any sequence of operations agrees with a model."),
         "vault.private-files": Requirement("D1", "Files are 0600 in a 0700 directory; others' are refused."),
         "vault.processes": Requirement("D1", "Many processes may use it at once."),

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -29,6 +30,8 @@ TERM_GRACE_SECONDS: Final = 1.0
 KILL_LIMIT_SECONDS: Final = 15.0
 """How long the supervisor may take to end the whole tree; beyond what it grants a process that the kernel holds."""
 MAX_STDERR: Final = 8 * 1024
+MARKED_LOOKS: Final = 20
+MARKED_SECONDS: Final = 1.0
 _FIRST: Final = str(Path(__file__).with_name("child_main.py"))
 
 
@@ -142,7 +145,10 @@ class Child:
             # The kernel ends the server's first process with its supervisor.
             self._process.kill()
         await self._exited.wait()
-        self._process.wait()
+        if self._process.wait() != 0:
+            # Somebody of this user has killed the supervisor, and what the server started lives on.
+            mark = f"HOME={self._home}".encode()
+            await asyncio.get_running_loop().run_in_executor(None, _kill_marked, mark)
         os.close(self._pidfd)
         if self._listening is not None:
             self._listening.cancel()
@@ -159,6 +165,32 @@ class Child:
             async with asyncio.timeout(seconds):
                 await self._exited.wait()
         return self._exited.is_set()
+
+
+def _kill_marked(mark: bytes) -> None:
+    """Kill every process that has `mark` in its environment, until a look finds none or MARKED_LOOKS were taken."""
+    for _ in range(MARKED_LOOKS):
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+        found = [pid for pid in pids if _has(pid, mark)]
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(OSError):
+                handle = os.pidfd_open(pid)
+                try:
+                    # Looked at again behind the handle: the number may be another process's by now.
+                    if _has(pid, mark):
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                        select.select([handle], [], [], MARKED_SECONDS)
+                finally:
+                    os.close(handle)
+
+
+def _has(pid: int, mark: bytes) -> bool:
+    try:
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def _reveal(value: str | SecretStr) -> str:

@@ -27,9 +27,84 @@ ACCOUNT: Final = "acct_1HandoffSandbox00"
 _ALPHABET: Final = string.ascii_letters + string.digits
 _SHARED: Final = ("metadata", "expand")
 
+_MONEY: Final = ("amount", "currency", "financial_account")
 _COLLECTIONS: Final = MappingProxyType(
     # path -> the permission's resource, the object's name and id prefix, the parameters a new one demands and may have
     {
+        "/v1/account_links": ("account_link", "account_link", "al", ("account", "type"), ()),
+        "/v1/apple_pay/domains": ("apple_pay_domain", "apple_pay_domain", "apwc", ("domain_name",), ()),
+        "/v1/application_fees": ("application_fee", "application_fee", "fee", ("charge",), ()),
+        "/v1/billing/meter_events": (
+            *("billing_meter_event", "billing.meter_event", "mev", ("event_name", "payload")),
+            ("identifier", "timestamp"),
+        ),
+        "/v1/billing/meters": (
+            *("billing_meter", "billing.meter", "mtr", ("default_aggregation", "display_name", "event_name")),
+            ("customer_mapping", "value_settings"),
+        ),
+        "/v1/capital/financing_offers": (
+            *("capital_for_platforms_financing_offer", "capital.financing_offer", "financingoffer", ("account",), ()),
+        ),
+        "/v1/capital/financing_transactions": (
+            "capital_for_platforms_financing_transaction",
+            *("capital.financing_transaction", "cptxn", ("account",), ()),
+        ),
+        "/v1/confirmation_tokens": ("confirmation_token", "confirmation_token", "ctoken", ("payment_method",), ()),
+        "/v1/customer_sessions": ("customer_session", "customer_session", "cuss", ("components", "customer"), ()),
+        "/v1/entitlements/features": ("entitlement", "entitlements.feature", "feat", ("lookup_key", "name"), ()),
+        "/v1/file_links": ("file", "file_link", "link", ("file",), ("expires_at",)),
+        "/v1/issuing/authorizations": ("issuing_authorization", "issuing.authorization", "iauth", ("card",), ()),
+        "/v1/issuing/cardholders": ("issuing_cardholder", "issuing.cardholder", "ich", ("billing", "name"), ("type",)),
+        "/v1/issuing/cards": ("issuing_card", "issuing.card", "ic", ("currency", "type"), ("cardholder", "status")),
+        "/v1/issuing/disputes": ("issuing_dispute", "issuing.dispute", "idp", ("transaction",), ("amount",)),
+        "/v1/issuing/tokens": ("issuing_token", "issuing.token", "intok", ("card",), ("status",)),
+        "/v1/issuing/transactions": ("issuing_transaction", "issuing.transaction", "ipi", ("card",), ()),
+        "/v1/mandates": ("mandate", "mandate", "mandate", ("payment_method",), ()),
+        "/v1/payment_method_configurations": (
+            *("payment_method_configurations", "payment_method_configuration", "pmc", (), ("name", "parent")),
+        ),
+        "/v1/payment_method_domains": (
+            *("payment_method_domain", "payment_method_domain", "pmd", ("domain_name",), ("enabled",)),
+        ),
+        "/v1/payment_methods": ("payment_method", "payment_method", "pm", ("type",), ("billing_details", "customer")),
+        "/v1/payment_records": ("payment_records", "payment_record", "pr", ("amount_requested",), ()),
+        "/v1/payment_records/report_payment": (
+            "payment_records",
+            *("payment_record", "pr", ("amount_requested", "initiated_at", "payment_method_details"), ()),
+        ),
+        "/v1/reporting/report_runs": (
+            *("report_runs_and_report_types", "reporting.report_run", "frr", ("report_type",), ("parameters",)),
+        ),
+        "/v1/reviews": ("review", "review", "prv", ("charge",), ()),
+        "/v1/sources": ("source", "source", "src", ("type",), ("amount", "currency", "owner")),
+        "/v1/tax/calculations": (
+            *("tax_calculations_and_transactions", "tax.calculation", "taxcalc", ("currency", "line_items")),
+            ("customer", "customer_details"),
+        ),
+        "/v1/tax/registrations": (
+            *("tax_settings", "tax.registration", "taxreg", ("active_from", "country", "country_options"), ()),
+        ),
+        "/v1/tax/transactions": (
+            *("tax_calculations_and_transactions", "tax.transaction", "tax", ("calculation", "reference"), ()),
+        ),
+        "/v1/terminal/configurations": ("terminal_configuration", "terminal.configuration", "tmc", (), ("name",)),
+        "/v1/terminal/connection_tokens": (
+            *("terminal_connection_token", "terminal.connection_token", "pst", (), ("location",)),
+        ),
+        "/v1/terminal/locations": ("terminal_location", "terminal.location", "tml", ("address", "display_name"), ()),
+        "/v1/terminal/readers": (
+            *("terminal_reader", "terminal.reader", "tmr", ("registration_code",), ("label", "location")),
+        ),
+        "/v1/tokens": ("token", "token", "tok", ("card",), ("customer",)),
+        "/v1/treasury/financial_accounts": (
+            *("financial_account", "treasury.financial_account", "fa", ("supported_currencies",), ("features",)),
+        ),
+        "/v1/treasury/inbound_transfers": ("inbound_transfer", "treasury.inbound_transfer", "ibt", _MONEY, ()),
+        "/v1/treasury/outbound_payments": ("outbound_payment", "treasury.outbound_payment", "obp", _MONEY, ()),
+        "/v1/treasury/outbound_transfers": ("outbound_transfer", "treasury.outbound_transfer", "obt", _MONEY, ()),
+        "/v1/treasury/received_credits": ("received_credit", "treasury.received_credit", "rc", _MONEY, ()),
+        "/v1/treasury/received_debits": ("received_debit", "treasury.received_debit", "rd", _MONEY, ()),
+        "/v1/treasury/transactions": ("treasury_transaction", "treasury.transaction", "trxn", _MONEY, ()),
         "/v1/accounts": ("connected_account", "account", "acct", ("type",), ()),
         "/v1/balance_transactions": ("balance_transaction_source", "balance_transaction", "txn", ("source",), ()),
         "/v1/billing_portal/configurations": ("customer_portal", "configuration", "bpc", ("features",), ()),
@@ -64,6 +139,32 @@ _COLLECTIONS: Final = MappingProxyType(
         "/v1/webhook_endpoints": ("webhook", "webhook_endpoint", "we", ("enabled_events", "url"), ("description",)),
     }
 )
+_NO_LIST: Final = frozenset(
+    # What can be made, or read one by one, and not be listed.
+    [
+        *("/v1/account_links", "/v1/billing/meter_events", "/v1/billing_portal/sessions", "/v1/confirmation_tokens"),
+        *("/v1/customer_sessions", "/v1/mandates", "/v1/payment_records", "/v1/payment_records/report_payment"),
+        *("/v1/sources", "/v1/tax/calculations", "/v1/tax/transactions", "/v1/terminal/connection_tokens"),
+        "/v1/tokens",
+    ]
+)
+_LIST_DEMANDS: Final = MappingProxyType(
+    {
+        "/v1/issuing/tokens": "card",
+        **dict.fromkeys(
+            (path for path in _COLLECTIONS if path.startswith("/v1/treasury/") and _COLLECTIONS[path][3] == _MONEY),
+            "financial_account",
+        ),
+    }
+)
+_ACTIONS: Final = frozenset(
+    [
+        ("/v1/application_fees", "refunds"),
+        ("/v1/capital/financing_offers", "mark_delivered"),
+        ("/v1/reviews", "approve"),
+    ]
+)
+"""What is done to one object by its path (`POST <collection>/<id>/<action>`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +239,10 @@ class SandboxStripe(Emulator):
         parent, _, name = request.path.rpartition("/")
         if parent in _COLLECTIONS:
             return self._one(request, key, parent, name)
-        return _error(
-            404, f"Unrecognized request URL ({request.method}: {request.path}).", kind="invalid_request_error"
-        )
+        collection, _, one = parent.rpartition("/")
+        if request.method == "POST" and (collection, name) in _ACTIONS:
+            return self._one(request, key, collection, one)
+        return _unrecognised(request)
 
     def _balance(self, key: RestrictedKey) -> Reply:
         if not key.may("balance", "read"):
@@ -157,9 +259,14 @@ class SandboxStripe(Emulator):
     def _collection(self, request: Request, key: RestrictedKey) -> Reply:
         resource, kind, prefix, demanded, optional = _COLLECTIONS[request.path]
         level = "read" if request.method == "GET" else "write"
+        if level == "read" and request.path in _NO_LIST:
+            return _unrecognised(request)
         if not key.may(resource, level):
             return _forbidden(key, f"{resource}_{level}")
         found = self._objects.setdefault(request.path, [])
+        demanded_to_list = _LIST_DEMANDS.get(request.path)
+        if level == "read" and demanded_to_list is not None and not request.query.get(demanded_to_list):
+            return _missing(demanded_to_list)
         if level == "read":
             mine = [item for item in found if item["livemode"] is key.livemode]
             limit = int(request.query.get("limit", "10")) if request.query.get("limit", "10").isdigit() else 10
@@ -217,6 +324,10 @@ def _parameters(given: dict[str, str], demanded: tuple[str, ...], known: tuple[s
         if not given.get(name):
             return _missing(name)
     return None
+
+
+def _unrecognised(request: Request) -> Reply:
+    return _error(404, f"Unrecognized request URL ({request.method}: {request.path}).")
 
 
 def _missing(name: str) -> Reply:

@@ -27,7 +27,16 @@ from agent_token_injector.policy import REVOCATION_PATHS
 from agent_token_injector.spec import GitHubRequest
 from agent_token_injector.surfaces import keeper
 from agent_token_injector.surfaces.base import Minted, MintRequest, Search
-from agent_token_injector.surfaces.github_scope import DEAD, HEADERS, LIFETIME, NOT_ITS_WORDS, SKEW, authorised, read_back, says_dead
+from agent_token_injector.surfaces.github_scope import (
+    DEAD,
+    HEADERS,
+    LIFETIME,
+    NOT_ITS_WORDS,
+    SKEW,
+    authorised,
+    read_back,
+    says_dead,
+)
 from agent_token_injector.surfaces.keeper_record import Record, records_of, wait_settled
 from agent_token_injector.transport import Http, Refused, Timeout, TransportError, Unclear, client
 
@@ -240,9 +249,7 @@ class GitHubSurface:
                 json={"repositories": [name], "permissions": dict(order.request.permissions)},
             ),
             undo=keeper.Call("DELETE", "/installation/token", frozenset({204, 401}), headers=token, words={401: DEAD}),
-            proof=keeper.Call(
-                "GET", "/installation/repositories", frozenset({401}), headers=token, words={401: DEAD}
-            ),
+            proof=keeper.Call("GET", "/installation/repositories", frozenset({401}), headers=token, words={401: DEAD}),
             secret="token",  # noqa: S106  a field's name
             expiry="expires_at",
             started=now,
@@ -350,7 +357,10 @@ class GitHubSurface:
                 except OSError:
                     continue  # It stays "recorded": a later search finds it, asks again, and is told 401 again.
         return Proof(
-            surface="github", identity=lease.identity, how="GET /installation/repositories answered 401 (Bad credentials)", at=now
+            surface="github",
+            identity=lease.identity,
+            how="GET /installation/repositories answered 401",
+            at=now,
         )
 
     # -- helpers --------------------------------------------------------------------------------------------------

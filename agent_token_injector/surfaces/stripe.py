@@ -22,15 +22,14 @@ from agent_token_injector.names import IdentityName
 from agent_token_injector.policy import REVOCATION_PATHS
 from agent_token_injector.spec import StripeRequest
 from agent_token_injector.surfaces.base import Minted, MintRequest, Search
-from agent_token_injector.surfaces.stripe_permissions import READ_PROBES, WRITE_PROBES, stripe_names, wanted
-from agent_token_injector.transport import Http, Response, Timeout, TransportError, client
+from agent_token_injector.surfaces.stripe_permissions import KNOWN, stripe_names, wanted
+from agent_token_injector.surfaces.stripe_probes import NOT_ITS_WORDS, Prober, authorised, says_dead
+from agent_token_injector.transport import Http, Timeout, TransportError, client
 
 SECRET: Final = "STRIPE_RESTRICTED_KEY"  # noqa: S105  a name
 _KEY: Final = re.compile(r"rk_(test|live)_[A-Za-z0-9_]{10,250}")
 _PREFIX: Final = re.compile(r"(?:sk|rk|pk|whsec|mk|ek)_(?:(?:test|live|org)_)?")
 _DASHBOARD: Final = "https://dashboard.stripe.com"
-_PREVIEW: Final = {"Stripe-Version": "2026-10-14.preview"}
-_UNKNOWN: Final = {"handoff_probe": "1"}
 _FACTS: Final = SurfaceFacts(
     surface="stripe",
     kind=MintKind.OPERATOR_SUPPLIED,
@@ -45,6 +44,14 @@ _FACTS: Final = SurfaceFacts(
 
 class StripeSurface:
     """Restricted keys of one Stripe account, made by an operator.
+
+    What a verified lease's scope says: `permissions` were asked for; `held` were seen, whether asked for or implied;
+    `not_probed` are all others of Stripe's vocabulary about which nothing is known, asked for or not: the key may hold
+    them. A key seen to hold anything further is refused.
+
+    On a live key no write probe runs, so a live key may write what nobody asked for, refunds and payouts included,
+    and is accepted all the same: an operator approved it by signature (ADR §8.2). Then `writes_not_verified` is true
+    and every permission to write is in `not_probed`. The read probes all run.
 
     Args:
         api_url: `https://api.stripe.com`.
@@ -116,12 +123,10 @@ class StripeSurface:
             raise ScopeTooWide(f"{lease.identity} is refused", surface="stripe", cause=problem)
         permissions = wanted(request.permissions)
         with self._http() as http:
-            prober = _Prober(http, key, lease.identity)
-            held = prober.balance(live=request.mode == "live")
-            held |= {name for name, path in READ_PROBES.items() if prober.reads(path)}
-            if request.mode == "test":
-                held |= {name for name, path in WRITE_PROBES.items() if prober.writes(path)}
-        excess = sorted(held - permissions.allowed)
+            prober = Prober(http, key, lease.identity)
+            prober.probe(live=request.mode == "live")
+        not_probed = KNOWN - prober.verified
+        excess = sorted(prober.held - permissions.allowed)
         if excess:
             raise ScopeTooWide(
                 f"{lease.identity} can do more than was asked",
@@ -129,9 +134,7 @@ class StripeSurface:
                 cause=f"it holds {', '.join(excess)}",
                 hint="delete it in the Dashboard and " + self.supply_hint(order.identity, request),
             )
-        # On a live key nothing is written, not even a request that cannot succeed.
-        unprobed = permissions.unprobed | (WRITE_PROBES.keys() if request.mode == "live" else frozenset())
-        missing = sorted(permissions.asked - held - unprobed)
+        missing = sorted(permissions.asked - prober.held - not_probed)
         if missing:
             raise SurfaceError(
                 f"{lease.identity} lacks what was asked",
@@ -142,8 +145,9 @@ class StripeSurface:
         scope = {
             "mode": request.mode,
             "permissions": sorted(permissions.asked),
-            "held": sorted(held),
-            "not_probed": sorted(unprobed),
+            "held": sorted(prober.held),
+            "not_probed": sorted(not_probed),
+            "writes_not_verified": request.mode == "live",
         }
         return lease.model_copy(update={"scope": scope})
 
@@ -154,11 +158,18 @@ class StripeSurface:
         key = self._own(lease, secrets, RevokeFailed)
         with self._http() as http:
             try:
-                answer = http.request("GET", "/v1/balance", headers=_as(key), idempotent=True)
+                answer = http.request("GET", "/v1/balance", headers=authorised(key), idempotent=True)
             except TransportError as error:
                 raise RevokeFailed(
                     f"{lease.identity} was not seen dead", surface="stripe", cause=str(error), hint="try again"
                 ) from None
+        if answer.status == 401 and not says_dead(answer):
+            raise RevokeFailed(
+                f"{lease.identity} was not seen dead",
+                surface="stripe",
+                cause=f"GET /v1/balance {NOT_ITS_WORDS}",
+                hint="try again from where Stripe itself answers",
+            )
         if answer.status != 401:
             raise RevokeFailed(
                 f"{lease.identity} is alive",
@@ -168,7 +179,10 @@ class StripeSurface:
                 "then revoke again",
             )
         return Proof(
-            surface="stripe", identity=lease.identity, how="GET /v1/balance answered 401", at=self._clock.now()
+            surface="stripe",
+            identity=lease.identity,
+            how="GET /v1/balance answered 401",
+            at=self._clock.now(),
         )
 
     def _http(self) -> Http:
@@ -189,72 +203,6 @@ class StripeSurface:
         return key
 
 
-class _Prober:
-    """Asks Stripe what a key may do; see stripe_permissions.py for why asking changes nothing."""
-
-    def __init__(self, http: Http, key: SecretStr, identity: str) -> None:
-        self._http = http
-        self._headers = _as(key)
-        self._identity = identity
-
-    def balance(self, *, live: bool) -> set[str]:
-        """`balance_read` when held; whether or not, the key has authenticated, and in the right mode where that is said."""
-        answer = self._ask("GET", "/v1/balance")
-        if answer.status == 403:
-            return set()
-        found = answer.document()
-        if answer.status != 200 or found is None:
-            raise self._unexpected("GET /v1/balance", answer)
-        if found.get("livemode") is not live:
-            raise ScopeTooWide(
-                f"{self._identity} is of the wrong mode",
-                surface="stripe",
-                cause=f"asked for {'live' if live else 'test'}; Stripe says livemode: {found.get('livemode')}",
-            )
-        return {"balance_read"}
-
-    def reads(self, path: str) -> bool:
-        answer = self._ask("GET", f"{path}?limit=1")
-        return self._held("GET", path, answer, {200, 400})
-
-    def writes(self, path: str) -> bool:
-        if path.startswith("/v2/"):
-            answer = self._ask("POST", path, json=_UNKNOWN)
-            # 404: this account has no key API, so no key of it can make another.
-            return answer.status != 404 and self._held("POST", path, answer, {400})
-        return self._held("POST", path, self._ask("POST", path, data=_UNKNOWN), {400, 404})
-
-    def _held(self, method: str, path: str, answer: Response, yes: set[int]) -> bool:
-        if answer.status in yes:
-            return True
-        if answer.status == 403:
-            return False
-        raise self._unexpected(f"{method} {path}", answer)
-
-    def _ask(
-        self, method: str, path: str, *, json: Mapping[str, str] | None = None, data: Mapping[str, str] | None = None
-    ) -> Response:
-        headers = {**self._headers, **(_PREVIEW if path.startswith("/v2/") else {})}
-        try:
-            # A probe changes nothing however often it is sent.
-            answer = self._http.request(method, path, headers=headers, json=json, data=data, idempotent=True)
-        except TransportError as error:
-            raise SurfaceError(f"{self._identity} cannot be read back", surface="stripe", cause=str(error)) from None
-        if answer.status == 401:
-            raise SurfaceError(
-                f"{self._identity} is dead",
-                surface="stripe",
-                cause="Stripe does not accept the key (401): it was deleted, has expired, or was never one",
-                hint="supply a new one",
-            )
-        return answer
-
-    def _unexpected(self, what: str, answer: Response) -> SurfaceError:
-        return SurfaceError(
-            f"{self._identity} cannot be read back", surface="stripe", cause=f"{what} answered {answer.status}"
-        )
-
-
 def _shape_problem(value: str, mode: str) -> str | None:
     """Why a key is refused by its form alone, naming at most its prefix; None when it is a restricted key of `mode`."""
     match = _KEY.fullmatch(value)
@@ -270,10 +218,6 @@ def _shape_problem(value: str, mode: str) -> str | None:
     if prefix[0].startswith("rk_"):
         return f"it begins like a restricted key ({prefix[0]}...) and is not a whole one"
     return f"it is not a restricted key ({prefix[0]}...); one starts with rk_{mode}_"
-
-
-def _as(key: SecretStr) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key.get_secret_value()}"}
 
 
 def _handle(value: str) -> str:

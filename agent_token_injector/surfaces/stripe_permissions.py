@@ -1,16 +1,9 @@
-"""Stripe's permission names, and how each can be asked for without changing anything (facts/surfaces.md §2.4).
-
-Stripe lets nobody read a restricted key's permissions, so they are probed. A permission to read is held when a list
-answers; one to write, when a request that cannot succeed is refused for what it says (400, 404) and not for who says it
-(403). Every write probe carries a parameter that does not exist, and goes to an endpoint that demands another or to an
-object that does not exist: it changes nothing even on a key that may do it.
-"""
+"""Stripe's permission names: all that are known, and those that a request asks for (facts/surfaces.md §2.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from agent_token_injector.policy import STRIPE_ALIASES
@@ -179,71 +172,6 @@ KNOWN: Final = frozenset(
 )
 """Every name Stripe is known to have, in the vocabulary of its key API. Others are refused."""
 
-READ_PROBES: Final[Mapping[str, str]] = MappingProxyType(
-    # permission -> a list that needs it
-    {
-        "balance_transaction_source_read": "/v1/balance_transactions",
-        "billing_clock_read": "/v1/test_helpers/test_clocks",
-        "charge_read": "/v1/charges",
-        "checkout_session_read": "/v1/checkout/sessions",
-        "connected_account_read": "/v1/accounts",
-        "coupon_read": "/v1/coupons",
-        "credit_note_read": "/v1/credit_notes",
-        "customer_portal_read": "/v1/billing_portal/configurations",
-        "customer_read": "/v1/customers",
-        "dispute_read": "/v1/disputes",
-        "event_read": "/v1/events",
-        "file_read": "/v1/files",
-        "invoice_read": "/v1/invoices",
-        "payment_intent_read": "/v1/payment_intents",
-        "payment_links_read": "/v1/payment_links",
-        "payout_read": "/v1/payouts",
-        "plan_read": "/v1/prices",
-        "product_read": "/v1/products",
-        "promotion_code_read": "/v1/promotion_codes",
-        "quote_read": "/v1/quotes",
-        "secret_read": "/v1/apps/secrets",  # without the scope it demands: 400 when held
-        "setup_intent_read": "/v1/setup_intents",
-        "shipping_rate_read": "/v1/shipping_rates",
-        "subscription_read": "/v1/subscriptions",
-        "tax_rate_read": "/v1/tax_rates",
-        "top_up_read": "/v1/topups",
-        "transfer_read": "/v1/transfers",
-        "webhook_read": "/v1/webhook_endpoints",
-    }
-)
-
-WRITE_PROBES: Final[Mapping[str, str]] = MappingProxyType(
-    # permission -> an endpoint that demands a parameter we do not send, or an object that does not exist
-    {
-        "api_key_write": "/v2/iam/api_keys",
-        "billing_clock_write": "/v1/test_helpers/test_clocks",
-        "charge_write": "/v1/refunds",
-        "checkout_session_write": "/v1/checkout/sessions",
-        "coupon_write": "/v1/coupons/handoff_probe",
-        "credit_note_write": "/v1/credit_notes",
-        "customer_portal_write": "/v1/billing_portal/sessions",
-        "customer_write": "/v1/customers/cus_handoff_probe",
-        "dispute_write": "/v1/disputes/dp_handoff_probe",
-        "invoice_write": "/v1/invoices/in_handoff_probe",
-        "payment_intent_write": "/v1/payment_intents",
-        "payment_links_write": "/v1/payment_links",
-        "payout_write": "/v1/payouts",
-        "plan_write": "/v1/prices",
-        "product_write": "/v1/products",
-        "promotion_code_write": "/v1/promotion_codes",
-        "quote_write": "/v1/quotes/qt_handoff_probe",
-        "secret_write": "/v1/apps/secrets",
-        "setup_intent_write": "/v1/setup_intents/seti_handoff_probe",
-        "shipping_rate_write": "/v1/shipping_rates",
-        "subscription_write": "/v1/subscriptions",
-        "tax_rate_write": "/v1/tax_rates",
-        "top_up_write": "/v1/topups",
-        "transfer_write": "/v1/transfers",
-        "webhook_write": "/v1/webhook_endpoints",
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -255,11 +183,6 @@ class Wanted:
     def allowed(self) -> frozenset[str]:
         """Those that may be held: at Stripe, who may write a resource may read it."""
         return self.asked | {name.removesuffix("_write") + "_read" for name in self.asked if name.endswith("_write")}
-
-    @property
-    def unprobed(self) -> frozenset[str]:
-        """Asked for, and no probe tells whether they are held."""
-        return self.asked - {"balance_read"} - READ_PROBES.keys() - WRITE_PROBES.keys()
 
 
 def stripe_names(permissions: Mapping[str, str]) -> frozenset[str]:

@@ -215,7 +215,7 @@ def test_a_directory_where_a_configuration_file_belongs_is_no_traceback(
 @requirement("settings.trusted-directory", "cli.mistakes")
 def test_a_policy_that_another_user_could_have_deleted_is_missed(shared: World, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    for argv in (["check", "good.json"], ["provision", "good.json"], ["list"]):
+    for argv in (["check", "live.json"], ["provision", "live.json"], ["list"]):
         done = run(shared, argv, HANDOFF_CONFIG_DIR=str(tmp_path), HANDOFF_STATE_DIR=str(tmp_path / "state"))
         assert (done.returncode, no_traceback(done)) == (USAGE, True)
         assert f"chmod go-w {tmp_path}" in done.stderr

@@ -84,6 +84,7 @@ class Rig:
         start_seconds: float = 30.0,
         secrets: Sequence[SecretStr] = (GRANTED, TOKEN),
         token: SecretStr = TOKEN,
+        redactor: Redactor | None = None,
     ) -> McpProxy:
         proxy = McpProxy(
             handoff=HANDOFF,
@@ -92,7 +93,7 @@ class Rig:
             servers=[self.scripted()] if servers is None else servers,
             token=token,
             audit=self.audit,
-            redactor=Redactor(secrets),
+            redactor=Redactor(secrets) if redactor is None else redactor,
             check=self.standing,
             expires_at=START + timedelta(hours=1),
             clock=self.clock,
@@ -108,6 +109,10 @@ class Rig:
 
     def events(self, action: str | None = None) -> list[AuditEvent]:
         return [event for event in self.audit.events(HANDOFF) if action in (None, event.action)]
+
+    def written(self) -> str:
+        """The audit chain as it stands on disk."""
+        return (self.path / "audit" / f"{HANDOFF}.jsonl").read_text()
 
     def received(self) -> list[dict[str, Any]]:
         """Every message the scripted server was sent."""

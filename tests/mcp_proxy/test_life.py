@@ -177,6 +177,21 @@ def test_a_servers_supervisor_that_was_told_to_end_ends_the_tree_and_one_that_wa
         assert servers_running(rig) == []
 
 
+@requirement("mcp.close-leaves-nothing")
+def test_killing_a_servers_supervisor_ends_the_server_and_closing_finds_what_it_left_behind(rig: Rig) -> None:
+    proxy = rig.start(["spawn_daemon", "spawn_child"])
+    client = RawClient(proxy.url)
+    client.initialize()
+    (first,) = servers_running(rig)
+    client.call("spawn_daemon")
+    client.call("spawn_child")
+    (supervisor,) = _supervisors()
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: first not in servers_running(rig), "the server is gone")
+    proxy.close()
+    assert servers_running(rig) == []
+
+
 def _supervisors() -> list[int]:
     """The children of this process that run child_main.py."""
     found = []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from tests.mcp_proxy.harness import META, STATELESS, TOKEN, RawClient, Rig
+from tests.mcp_proxy.harness import HANDOFF, META, STATELESS, TOKEN, RawClient, Rig, wait_until
 from tests.requirements import requirement
 
 NARROW = {
@@ -228,8 +232,6 @@ def test_without_this_handoffs_token_nothing_is_answered(rig: Rig, client: RawCl
 
 @requirement("mcp.token-required")
 def test_the_token_of_one_handoff_opens_no_other_proxy(rig: Rig, tmp_path: Any, client: RawClient) -> None:
-    from pydantic import SecretStr
-
     stranger = RawClient(f"http://{client.authority}/mcp", SecretStr("bearer-of-another-handoff"))
     assert stranger.initialize().status == 401
 
@@ -325,3 +327,48 @@ def test_notifications_that_mean_nothing_here_are_refused_and_those_of_the_proto
     assert note("notifications/roots/list_changed") == 400
     assert note("tools/call") == 400
     assert len(rig.received()) == 3
+
+
+def strangers(rig: Rig) -> list[tuple[str, int]]:
+    return [(event.reason, event.detail["requests"]) for event in rig.events("tool.denied")]
+
+
+@requirement("mcp.strangers-coalesced")
+def test_refusals_of_strangers_share_one_event_per_reason_and_second_and_none_is_lost(rig: Rig) -> None:
+    proxy = rig.start(["echo"])
+    stranger = RawClient(proxy.url, SecretStr("wrong"))
+    with ThreadPoolExecutor(8) as pool:
+        assert {one.status for one in pool.map(lambda _: stranger.initialize(), range(50))} == {401}
+    assert stranger.ask("ping", headers={"Host": "evil.example"}).status == 403
+    assert strangers(rig) == [("unauthenticated", 1), ("headers", 1)]
+    rig.clock.advance(timedelta(seconds=1))
+    wait_until(lambda: len(strangers(rig)) == 3, "the count is written without another request")
+    assert strangers(rig)[-1] == ("unauthenticated", 49)
+    for _ in range(7):
+        assert stranger.initialize().status == 401
+    proxy.close()
+    assert strangers(rig)[3:] == [("unauthenticated", 7)]
+    proxy.close()
+    assert len(strangers(rig)) == 4
+
+
+@requirement("mcp.strangers-coalesced", "H5.one-event-per-access")
+def test_refusals_of_the_agent_itself_have_an_event_each(rig: Rig, client: RawClient) -> None:
+    for _ in range(5):
+        client.call("forbidden")
+        client.ask("tools/list", headers={"Content-Type": "text/plain"})
+    assert [event.reason for event in rig.events("tool.denied")] == ["not-listed", "malformed"] * 5
+
+
+@requirement("mcp.strangers-coalesced")
+def test_strangers_are_refused_and_counted_while_nothing_can_be_written(rig: Rig, client: RawClient) -> None:
+    stranger = RawClient(rig.proxies[-1].url, SecretStr("wrong"))
+    chain = rig.path / "audit" / f"{HANDOFF}.jsonl"
+    client.call("forbidden")
+    with chain.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for _ in range(3):
+            assert stranger.initialize().status == 401
+    rig.clock.advance(timedelta(seconds=1))
+    wait_until(lambda: rig.events("tool.denied")[-1].reason == "unauthenticated", "the count is written")
+    assert rig.events("tool.denied")[-1].detail["requests"] == 3

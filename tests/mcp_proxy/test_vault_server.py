@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from agent_token_injector.clock import LOCAL_EARLY
 from agent_token_injector.errors import VaultUnreachable
+from agent_token_injector.masking import MASK, Redactor
 from agent_token_injector.mcp_proxy import vault_server
 from agent_token_injector.names import PROVISION_MANIFEST, Layout, SecretGlob, VaultPath
 from agent_token_injector.vaults.base import VaultSession
@@ -82,9 +83,8 @@ def test_a_secret_of_the_handoff_is_handed_over_unmasked_and_the_access_is_on_re
         ("allowed", f"{OWN}/STRIPE_RESTRICTED_KEY"),
         ("allowed", f"{QUEUE}/STRIPE_WEBHOOK"),
     ]
-    written = (rig.path / "audit" / f"{HANDOFF}.jsonl").read_text()
-    assert VALUE.get_secret_value() not in written
-    assert "whsec_of_the_queue" not in written
+    assert VALUE.get_secret_value() not in rig.written()
+    assert "whsec_of_the_queue" not in rig.written()
 
 
 @requirement("mcp.vault-scope")
@@ -172,3 +172,60 @@ def test_a_secret_whose_reading_cannot_be_put_on_record_is_not_disclosed(rig: Ri
     answer = vaulted.client.call("infisical_get_secret", {"name": "STRIPE_RESTRICTED_KEY"})
     assert answer.error["message"] == "Audit unavailable: nothing was done"
     assert vaulted.logins == 0
+
+
+STAGING = "whsec_of_the_queue"
+
+
+@requirement("mcp.read-values-masked")
+def test_a_value_the_agent_has_read_stands_in_no_audit_event_whatever_it_calls_with_it(
+    rig: Rig, vaulted: Vaulted
+) -> None:
+    client = vaulted.client
+    assert vaulted.get("STRIPE_WEBHOOK", str(QUEUE)) == (STAGING, False)
+    far = "x" * (128 - len(STAGING) // 2) + STAGING
+    for name in (STAGING, f"x{STAGING}y", far):
+        assert client.call(name).error["code"] == -32602
+        assert client.call_stateless(name, headers={"Mcp-Name": name}).status == 400
+        vaulted.get(name)
+        vaulted.get("STRIPE_WEBHOOK", f"{OWN}/{name}")
+    assert client.ask(STAGING).error["code"] == -32601
+    assert client.ask("tools/call", {"name": f"\u00e9\n{STAGING}"}).error["code"] == -32602
+    assert STAGING[: len(STAGING) // 2] not in rig.written()
+    assert f"tools/call {MASK}" in [event.target for event in rig.events("tool.denied")]
+
+
+@requirement("mcp.read-values-masked")
+def test_a_value_the_agent_has_read_is_masked_in_what_other_servers_answer_and_still_handed_out(
+    rig: Rig, vaulted: Vaulted
+) -> None:
+    servers = [vault_server("infisical", vaulted.login, QUEUE, rig.clock), rig.scripted(GRANTED=SecretStr(STAGING))]
+    client = RawClient(rig.start(["get_secret", "echo", "fail"], servers=servers, secrets=[]).url)
+    client.initialize()
+    assert STAGING in client.call("echo", {"text": STAGING}).text
+    for _ in range(2):
+        assert client.call("get_secret", {"name": "STRIPE_WEBHOOK"}).text == STAGING
+    assert client.call("echo", {"text": STAGING}).text == f'{{"text": "{MASK}"}}'
+    assert client.call("fail").error == {"code": -32050, "message": f"no: {MASK}", "data": {"token": MASK}}
+    assert rig.events("tool.result")[-2].detail["masked"] == 1
+    assert STAGING not in rig.written()
+
+
+class Full(Redactor):
+    """A redactor that can learn nothing more."""
+
+    __slots__ = ()
+
+    def with_secrets(self, more: Iterable[SecretStr]) -> Redactor:
+        raise MemoryError(f"no room for {len(tuple(more))} more")
+
+
+@requirement("mcp.read-values-masked")
+def test_a_value_that_cannot_be_masked_from_now_on_is_not_disclosed(rig: Rig, vaulted: Vaulted) -> None:
+    server = vault_server("infisical", vaulted.login, OWN, rig.clock)
+    client = RawClient(rig.start(["get_secret"], servers=[server], redactor=Full()).url)
+    client.initialize()
+    answer = client.call("get_secret", {"name": "STRIPE_RESTRICTED_KEY"})
+    assert answer.error["message"].endswith("the value could not be kept out of the records; it was not disclosed")
+    assert VALUE.get_secret_value().encode() not in answer.body
+    assert rig.events("tool.result")[-1].reason == "upstream-failed"

@@ -21,6 +21,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSI
 
 from agent_token_injector.mcp_proxy import McpProxy, StdioServer, eras
 from tests.mcp_proxy.harness import HANDOFF, TOKEN, Rig, wait_until
+from tests.peers import needs
 from tests.requirements import requirement
 
 R = TypeVar("R")
@@ -81,6 +82,7 @@ def test_the_published_git_server_stands_beside_the_time_server_behind_one_addre
     rig: Rig, tmp_path: Path, mode: str
 ) -> None:
     repository = tmp_path / "repository"
+    needs("git", "install it with the system's package manager, for mcp-server-git calls it")
     subprocess.run(["git", "init", "-q", "-b", "main", str(repository)], check=True)
     (repository / "new.txt").write_text("new")
     git = StdioServer("git", (sys.executable, "-m", "mcp_server_git", "--repository", str(repository)))

@@ -158,9 +158,26 @@ def test_a_protected_branch_takes_neither_a_push_nor_an_unreviewed_merge(github:
     github.ask("POST", f"{REPO}/git/refs", token, {"ref": "refs/heads/f", "sha": sha})
     github.ask("POST", f"{REPO}/pulls", token, {"title": "T", "head": "f", "base": "main"})
     assert github.ask("PUT", f"{REPO}/pulls/1/merge", token, {}).status == 405
+    (rule, *_) = github.ask("GET", f"{REPO}/rules/branches/main", token).json()
+    assert rule["parameters"]["required_approving_review_count"] == 1
     github.github.unprotect("raxx/TradeMasterAPI")
     assert github.ask("PUT", f"{REPO}/pulls/1/merge", token, {}).status == 200
     assert github.ask("PUT", f"{REPO}/contents/a.txt", token, push).status == 201
+
+
+@requirement("sandbox.github.rulesets")
+def test_a_ruleset_that_demands_no_approval_lets_a_token_merge_its_own_pull_request(github: Caller) -> None:
+    token = github.token(contents="write", pull_requests="write")
+    github.github.unprotect("raxx/TradeMasterAPI")
+    github.github.protect("raxx/TradeMasterAPI", "main", approvals=0)
+    (rule, *_) = github.ask("GET", f"{REPO}/rules/branches/main", token).json()
+    assert rule["parameters"]["required_approving_review_count"] == 0
+    push = {"message": "add", "content": CONTENT, "branch": "main"}
+    assert github.ask("PUT", f"{REPO}/contents/a.txt", token, push).status == 409
+    sha = github.ask("GET", f"{REPO}/branches/main", token).json()["commit"]["sha"]
+    github.ask("POST", f"{REPO}/git/refs", token, {"ref": "refs/heads/f", "sha": sha})
+    github.ask("POST", f"{REPO}/pulls", token, {"title": "T", "head": "f", "base": "main"})
+    assert github.ask("PUT", f"{REPO}/pulls/1/merge", token, {}).status == 200
 
 
 @requirement("sandbox.github.token")

@@ -68,6 +68,19 @@ def test_a_request_that_may_be_made_and_is_wrong_is_told_so(stripe: SandboxStrip
     assert ask(stripe, "GET", "/v1/nowhere", key).status == 404
 
 
+@requirement("sandbox.stripe.errors", "sandbox.stripe.permissions")
+def test_endpoints_without_a_list_demands_of_lists_and_actions_are_as_at_stripe(stripe: SandboxStripe) -> None:
+    key = key_of(stripe, "token_write", "issuing_token_read", "review_write", "outbound_payment_read")
+    assert ask(stripe, "GET", "/v1/tokens", key).status == 404
+    assert ask(stripe, "GET", "/v1/tokens/tok_none", key).json()["error"]["code"] == "resource_missing"
+    assert ask(stripe, "GET", "/v1/issuing/tokens", key).json()["error"]["param"] == "card"
+    assert ask(stripe, "GET", "/v1/issuing/tokens?card=ic_x", key).status == 200
+    assert ask(stripe, "GET", "/v1/treasury/outbound_payments", key).status == 400
+    assert ask(stripe, "POST", "/v1/reviews/prv_none/approve", key, {}).json()["error"]["code"] == "resource_missing"
+    assert ask(stripe, "POST", "/v1/reviews/prv_none/approve", key_of(stripe), {}).status == 403
+    assert ask(stripe, "POST", "/v1/reviews/prv_none/decline", key, {}).json()["error"].get("code") is None
+
+
 @requirement("sandbox.stripe.errors")
 def test_an_object_can_be_read_and_changed_by_who_may(stripe: SandboxStripe) -> None:
     key = key_of(stripe, "customer_write")

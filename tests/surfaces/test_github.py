@@ -150,6 +150,31 @@ def test_an_answer_that_does_not_say_what_was_minted_is_revoked(world: GitHubWor
     assert world.live() == 0
 
 
+@requirement("surface.github.vendor-end")
+@pytest.mark.parametrize("end", ["2026-06-20T07:00:00Z", "2026-06-20T12:00:00Z", "2026-06-20T13:05:01Z"])
+def test_an_end_that_cannot_be_one_is_not_believed_and_the_token_is_undone(world: GitHubWorld, end: str) -> None:
+    world.github.hook(MINT, after=with_body(expires_at=end))
+    with pytest.raises(MintRefused, match="when the token ends"):
+        world.surface.mint(world.order())
+    assert world.live() == 0
+
+
+@requirement("surface.github.vendor-end", "D3.bounded")
+def test_a_false_end_of_a_token_that_cannot_be_undone_bounds_nothing(world: GitHubWorld) -> None:
+    world.github.hook(MINT, after=with_body(expires_at="2026-06-20T07:00:00Z"))
+    refusing = world.github.hold(REVOKE, at="before", times=None)
+    with pytest.raises(MintAmbiguous) as caught:
+        world.surface.mint(world.order())
+    assert caught.value.live_until is not None
+    assert caught.value.live_until >= START + timedelta(hours=1)
+    search = world.surface.find(world.identity(), START)
+    assert not search.certain
+    assert search.live_until is not None
+    assert search.live_until >= START + timedelta(hours=1)
+    refusing.release()
+    until(lambda: world.live() == 0)
+
+
 @requirement("surface.github.one-repository")
 def test_the_token_reaches_one_repository_with_exactly_what_was_asked_for_an_hour(world: GitHubWorld) -> None:
     world.github.add_repository("Other")
@@ -163,7 +188,7 @@ def test_the_token_reaches_one_repository_with_exactly_what_was_asked_for_an_hou
     assert lease.scope == {
         "repository": "raxx/TradeMasterAPI",
         "permissions": ASKED,
-        "protected_branches": {"main": "pull requests only, no bypass"},
+        "protected_branches": {"main": "approved pull requests only, no bypass"},
     }
 
 
@@ -173,7 +198,6 @@ def test_the_token_reaches_one_repository_with_exactly_what_was_asked_for_an_hou
     [
         with_body(permissions={**ASKED, "issues": "write"}),
         with_body(permissions={"contents": "write"}),
-        with_body(expires_at="2026-06-20T20:00:00Z"),
         with_body(repositories=[{"full_name": "raxx/TradeMasterAPI"}, {"full_name": "raxx/Other"}]),
     ],
 )
@@ -209,6 +233,40 @@ def test_a_branch_without_a_ruleset_refuses_the_token(world: GitHubWorld) -> Non
     minted = mint(world, order)
     with pytest.raises(ScopeTooWide, match="push to main"):
         world.surface.verify(minted.lease, minted.secrets, order)
+
+
+@requirement("surface.github.backstop", "surface.github.backstop-review")
+def test_a_branch_that_takes_a_pull_request_without_an_approval_refuses_the_token(world: GitHubWorld) -> None:
+    world.github.unprotect("raxx/TradeMasterAPI")
+    world.github.protect("raxx/TradeMasterAPI", "main", approvals=0)
+    order = world.order()
+    minted = mint(world, order)
+    with pytest.raises(ScopeTooWide, match="merge its own pull request into main") as caught:
+        world.surface.verify(minted.lease, minted.secrets, order)
+    assert "approvals" in (caught.value.hint or "")
+
+
+@requirement("surface.github.backstop-review")
+@pytest.mark.parametrize("parameters", [None, {}, {"required_approving_review_count": True}, ["1"]])
+def test_a_pull_request_rule_that_does_not_say_how_many_approvals_demands_none(
+    world: GitHubWorld, parameters: Any
+) -> None:
+    def after(_request: Request, reply: Reply) -> Reply:
+        return replace(reply, body=[{**rule, "parameters": parameters} for rule in reply.body])
+
+    world.github.hook(method("GET", r".*/rules/branches/.*"), after=after)
+    order = world.order()
+    minted = mint(world, order)
+    with pytest.raises(ScopeTooWide, match="demands an approval"):
+        world.surface.verify(minted.lease, minted.secrets, order)
+
+
+@requirement("surface.github.backstop-review")
+def test_one_ruleset_that_demands_an_approval_is_enough(world: GitHubWorld) -> None:
+    world.github.protect("raxx/TradeMasterAPI", "main", approvals=0)
+    order = world.order()
+    minted = mint(world, order)
+    assert "main" in world.surface.verify(minted.lease, minted.secrets, order).scope["protected_branches"]
 
 
 @requirement("surface.github.backstop")
@@ -273,6 +331,24 @@ def test_a_token_past_its_hour_is_dead_by_itself(world: GitHubWorld) -> None:
     world.clock.advance(timedelta(hours=1))
     assert world.live() == 0
     world.surface.prove_dead(minted.lease, minted.secrets)
+
+
+@requirement("D3.proof", "surface.github.proof-in-its-words")
+@pytest.mark.parametrize(
+    "body", [{"error": "gateway session expired"}, {"message": "Requires authentication"}, ["Bad credentials"], None]
+)
+def test_a_401_that_is_not_in_githubs_words_proves_nothing(world: GitHubWorld, body: Any) -> None:
+    minted = mint(world)
+    in_between = world.github.hook(lambda _request: True, before=lambda _request: Reply(401, body))
+    surface = world.make(patience=timedelta(0))
+    with pytest.raises(RevokeFailed, match="not in GitHub's words"):
+        surface.revoke(minted.lease, minted.secrets)
+    with pytest.raises(RevokeFailed, match="not in GitHub's words"):
+        surface.prove_dead(minted.lease, minted.secrets)
+    assert world.live() == 1
+    in_between.remove()
+    surface.revoke(minted.lease, minted.secrets)
+    assert surface.prove_dead(minted.lease, minted.secrets).how.endswith("answered 401")
 
 
 @requirement("D3.proof")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -231,6 +231,44 @@ def test_a_keeper_goes_on_trying_to_undo_until_it_succeeds(scene: Scene) -> None
         gone(process, signal.SIGKILL)
         until(lambda: scene.state() == "undone")
     assert scene.github.live_credentials() == ()
+
+
+@requirement("surface.github.proof-in-its-words", "surface.github.keeper")
+def test_a_keeper_takes_no_401_of_a_gateway_for_a_dead_token(scene: Scene) -> None:
+    lapsed = Reply(401, {"error": "gateway session expired"})
+    scene.github.hook(REVOKE, before=lambda _request: lapsed, times=2)
+    scene.github.hook(method("GET", "/installation/repositories"), before=lambda _request: lapsed, times=2)
+    with scene.provisioner("minted") as process:
+        says(process, "minted")
+        gone(process, signal.SIGKILL)
+        until(lambda: scene.state() == "undone")
+    assert scene.github.live_credentials() == ()
+    assert scene.github.count(REVOKE) == 3
+
+
+@requirement("surface.github.proof-in-its-words", "surface.github.keeper")
+def test_a_status_that_must_come_with_words_counts_only_with_them(scene: Scene) -> None:
+    scene.github.hook(MINT, before=lambda _request: Reply(201, {"token": "ghs_" + "a" * 40}))
+    other = {401: {"message": "Bad credentials", "documentation_url": "not what it answers"}}
+    job = scene.job(undo_for=timedelta(seconds=0.3))
+    kept = keeper.start(replace(job, proof=replace(job.proof, words=other)), scene.directory)
+    assert isinstance(kept, keeper.Kept)
+    assert not kept.undo()
+    assert scene.state() == "unknown"
+
+
+@requirement("surface.github.vendor-end", "D3.bounded")
+@pytest.mark.parametrize(("said", "believed"), [(-60, False), (0, False), (30, True), (90, False)])
+def test_a_keeper_believes_an_end_only_within_what_it_can_be(scene: Scene, said: int, *, believed: bool) -> None:
+    job = scene.job()
+    end = job.started + timedelta(minutes=said)
+    body = {"token": "ghs_" + "a" * 40, "expires_at": end.isoformat()}
+    scene.github.hook(MINT, before=lambda _request: Reply(201, body))
+    kept = keeper.start(job, scene.directory)
+    assert isinstance(kept, keeper.Kept)
+    (record,) = scene.records()
+    assert record.live_until == (end if believed else job.live_until)
+    kept.undo()
 
 
 @requirement("D3.bounded")

@@ -14,7 +14,8 @@ from agent_token_injector.errors import MintRefused, RevokeFailed, ScopeTooWide,
 from agent_token_injector.policy import STRIPE_ALIASES, STRIPE_READABLE, STRIPE_WRITABLE
 from agent_token_injector.sandbox.http_server import Reply, method
 from agent_token_injector.surfaces.stripe import SECRET
-from agent_token_injector.surfaces.stripe_permissions import KNOWN, READ_PROBES, WRITE_PROBES, wanted
+from agent_token_injector.surfaces.stripe_permissions import KNOWN, wanted
+from agent_token_injector.surfaces.stripe_probes import READ_PROBES, WRITE_PROBES
 from tests.requirements import requirement
 from tests.surfaces.worlds import STRIPE_HELD, StripeWorld
 
@@ -55,7 +56,10 @@ def test_a_live_key_is_taken_only_where_the_spec_says_live_and_a_test_key_not_th
     minted = world.surface.mint(order)
     lease = world.surface.verify(minted.lease, minted.secrets, order)
     assert lease.scope["mode"] == "live"
-    assert set(lease.scope["not_probed"]) == set(WRITE_PROBES)
+    assert lease.scope["writes_not_verified"] is True
+    assert {name for name in KNOWN if name.endswith("_write")} <= set(lease.scope["not_probed"])
+    assert set(lease.scope["not_probed"]) == KNOWN - READ_PROBES.keys() - {"balance_read"}
+    assert {entry.path for entry in world.stripe.log} == {"/v1/balance", *READ_PROBES.values()}
     assert not any(entry.method == "POST" for entry in world.stripe.log)
     with pytest.raises(MintRefused, match="test key"):
         world.surface.mint(world.order_with(world.stripe.dashboard_create_key(STRIPE_HELD), mode="live"))
@@ -91,14 +95,114 @@ def test_whatever_the_policy_allows_is_in_the_vocabulary() -> None:
 
 
 @requirement("D5.wider-refused", "surface.stripe.negative-probes", "H1.least-privilege")
+@pytest.mark.parametrize("letters", ["a", "b", "c", "def", "i", "mo", "p", "qr", "s", "t", "uvw"])
+def test_any_further_permissions_that_can_be_probed_are_found_and_named_and_no_others(
+    world: StripeWorld, letters: str
+) -> None:
+    probed = {*READ_PROBES, *WRITE_PROBES, "balance_read"}
+    further = {name for name in probed if name.startswith(tuple(letters))} - {*STRIPE_HELD, "checkout_session_read"}
+    assert further
+    order = world.order_with(world.stripe.dashboard_create_key((*STRIPE_HELD, *further)))
+    minted = world.surface.mint(order)
+    with pytest.raises(ScopeTooWide) as caught:
+        world.surface.verify(minted.lease, minted.secrets, order)
+    assert set((caught.value.cause or "").removeprefix("it holds ").split(", ")) == further
+
+
+@requirement("surface.stripe.negative-probes", "D5.wider-refused")
 @pytest.mark.parametrize(
-    "permission", sorted({*READ_PROBES, *WRITE_PROBES, "balance_read"} - {*STRIPE_HELD, "checkout_session_read"})
+    "permission",
+    [
+        *("account_link_write", "application_fee_write", "billing_meter_write", "customer_session_write"),
+        *("file_write", "issuing_card_write", "outbound_payment_read", "payment_method_write", "source_write"),
+        *("terminal_connection_token_write", "token_write"),
+    ],
 )
-def test_any_further_permission_that_can_be_probed_is_found_and_named(world: StripeWorld, permission: str) -> None:
+def test_one_further_permission_is_enough_to_be_refused(world: StripeWorld, permission: str) -> None:
     order = world.order_with(world.stripe.dashboard_create_key((*STRIPE_HELD, permission)))
     minted = world.surface.mint(order)
     with pytest.raises(ScopeTooWide, match=permission):
         world.surface.verify(minted.lease, minted.secrets, order)
+
+
+@requirement("surface.stripe.not-probed")
+def test_what_no_probe_covers_is_listed_whether_asked_for_or_not(world: StripeWorld) -> None:
+    order = world.order_with(world.stripe.dashboard_create_key((*STRIPE_HELD, "sku_write")))
+    minted = world.surface.mint(order)
+    scope = world.surface.verify(minted.lease, minted.secrets, order).scope
+    assert scope["writes_not_verified"] is False
+    assert set(scope["not_probed"]) == KNOWN - READ_PROBES.keys() - WRITE_PROBES.keys() - {"balance_read"}
+    assert "sku_write" in scope["not_probed"]
+
+
+@requirement("surface.stripe.not-probed")
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_product_the_account_lacks_is_listed_as_not_probed(world: StripeWorld, status: int) -> None:
+    error = {"type": "invalid_request_error", "message": "Your account is not set up to use Issuing."}
+    world.stripe.hook(
+        lambda request: request.path.startswith("/v1/issuing/"), before=lambda _request: Reply(status, {"error": error})
+    )
+    order = world.order()
+    minted = world.surface.mint(order)
+    scope = world.surface.verify(minted.lease, minted.secrets, order).scope
+    assert {"issuing_card_read", "issuing_card_write"} <= set(scope["not_probed"])
+    assert "issuing_card_read" not in scope["held"]
+
+
+@requirement("surface.stripe.not-probed")
+def test_a_refusal_that_names_another_permission_shows_nothing_about_the_probed_one(world: StripeWorld) -> None:
+    error = {
+        "type": "invalid_request_error",
+        "message": "Having the 'rak_something_else_read' permission would allow it.",
+    }
+    world.stripe.hook(method("GET", "/v1/files"), before=lambda _request: Reply(403, {"error": error}))
+    order = world.order()
+    minted = world.surface.mint(order)
+    assert "file_read" in world.surface.verify(minted.lease, minted.secrets, order).scope["not_probed"]
+
+
+@requirement("surface.stripe.in-its-words", "D5.read-back")
+@pytest.mark.parametrize(
+    ("status", "body"), [(403, None), (403, {"message": "forbidden"}), (401, {"message": "log in"})]
+)
+def test_a_gateways_refusal_is_not_taken_for_a_permission_that_is_not_held(
+    world: StripeWorld, status: int, body: object
+) -> None:
+    world.stripe.hook(method("GET", "/v1/charges"), before=lambda _request: Reply(status, body))
+    order = world.order()
+    minted = world.surface.mint(order)
+    with pytest.raises(SurfaceError, match="cannot be read back"):
+        world.surface.verify(minted.lease, minted.secrets, order)
+
+
+@requirement("surface.stripe.in-its-words", "D3.proof")
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        {"error": "gateway session expired"},
+        {"error": {"type": "invalid_request_error", "message": "You did not provide an API key."}},
+        {"error": {"type": "authentication_error", "message": "Invalid API Key provided: rk_test_x"}},
+    ],
+)
+def test_a_401_that_is_not_in_stripes_words_proves_nothing(world: StripeWorld, body: object) -> None:
+    minted = world.surface.mint(world.order())
+    world.stripe.hook(method("GET", "/v1/balance"), before=lambda _request: Reply(401, body))
+    with pytest.raises(RevokeFailed, match="not in Stripe's words"):
+        world.surface.prove_dead(minted.lease, minted.secrets)
+    assert world.live() == 1
+
+
+@requirement("surface.stripe.in-its-words")
+def test_an_expired_key_is_dead(world: StripeWorld) -> None:
+    minted = world.surface.mint(world.order())
+    expired = {
+        "type": "invalid_request_error",
+        "code": "api_key_expired",
+        "message": "Expired API Key provided: rk_test_x",
+    }
+    world.stripe.hook(method("GET", "/v1/balance"), before=lambda _request: Reply(401, {"error": expired}))
+    assert "401" in world.surface.prove_dead(minted.lease, minted.secrets).how
 
 
 @requirement("surface.stripe.positive-probes", "D5.read-back")

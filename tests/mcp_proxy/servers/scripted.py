@@ -70,7 +70,7 @@ def listed(message: dict[str, Any]) -> dict[str, object]:
     return page
 
 
-def become_daemon() -> int:
+def spawn_daemon() -> int:
     """Start a daemon that starts a daemon, each in a session of its own and deaf to SIGTERM. Returns the second's id."""
     reading, writing = os.pipe()
     if os.fork() == 0:
@@ -94,6 +94,13 @@ def become_daemon() -> int:
     return int(os.read(reading, 32))
 
 
+def spawn_child() -> int:
+    return subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).pid
+
+
+SPAWNING = {"spawn_child": spawn_child, "spawn_daemon": spawn_daemon}
+
+
 def call(message_id: object, name: str, arguments: dict[str, Any]) -> None:
     if name == "echo":
         answer(message_id, json.dumps(arguments, sort_keys=True))
@@ -114,11 +121,8 @@ def call(message_id: object, name: str, arguments: dict[str, Any]) -> None:
         send({"jsonrpc": "2.0", "id": message_id, "result": {"content": [], "x": float("nan")}})
     elif name == "task":
         send({"jsonrpc": "2.0", "id": message_id, "result": {"task": {"taskId": "1"}, "resultType": "task"}})
-    elif name == "spawn_child":
-        child = subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        answer(message_id, str(child.pid))
-    elif name == "spawn_daemon":
-        answer(message_id, str(become_daemon()))
+    elif name in SPAWNING:
+        answer(message_id, str(SPAWNING[name]()))
     elif name == "answer_others":
         for other in (10**6, str(message_id), None):
             send({"jsonrpc": "2.0", "id": other, "result": {"content": [{"type": "text", "text": "stray"}]}})
