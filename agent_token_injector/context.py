@@ -153,7 +153,7 @@ def _makers(settings: Settings, vault: Vault, clock: Clock, policy: Policy) -> d
     def infisical() -> Surface:
         from agent_token_injector.surfaces.infisical import InfisicalSurface
 
-        return InfisicalSurface(vault, layout=settings.layout(), clock=clock)
+        return InfisicalSurface(vault, layout=settings.layout(), clock=clock, token_ttl=policy.vault_token_ttl)
 
     def github() -> Surface:
         from agent_token_injector.surfaces.github import GitHubSurface

@@ -52,12 +52,14 @@ class InfisicalSurface:
         vault: the administrator's face of it.
         layout: where handoffs live in it.
         clock: wall time.
+        token_ttl: how long an access token lives; the policy's, at most `MAX_TOKEN_TTL`.
     """
 
-    def __init__(self, vault: Vault, layout: Layout, clock: Clock) -> None:
+    def __init__(self, vault: Vault, layout: Layout, clock: Clock, token_ttl: timedelta = MAX_TOKEN_TTL) -> None:
         self._vault = vault
         self._layout = layout
         self._clock = clock
+        self._token_ttl = token_ttl
 
     @property
     def facts(self) -> SurfaceFacts:
@@ -84,7 +86,7 @@ class InfisicalSurface:
         order.begin()
         try:
             made = self._vault.create_identity(
-                name, read=self._globs(order), token_ttl=MAX_TOKEN_TTL, expires_at=order.not_after
+                name, read=self._globs(order), token_ttl=self._token_ttl, expires_at=order.not_after
             )
         except VaultUnreachable as error:
             raise MintAmbiguous(
@@ -188,8 +190,8 @@ class InfisicalSurface:
         asked, stored = {str(glob) for glob in self._globs(order)}, {str(glob) for glob in record.read}
         if stored != asked:
             raise self._too_wide(lease, f"asked for {', '.join(sorted(asked))}; stored is {', '.join(sorted(stored))}")
-        if record.token_ttl != MAX_TOKEN_TTL:
-            raise self._too_wide(lease, f"its access tokens live {record.token_ttl}, not {MAX_TOKEN_TTL}")
+        if record.token_ttl != self._token_ttl:
+            raise self._too_wide(lease, f"its access tokens live {record.token_ttl}, not {self._token_ttl}")
         # Vaults keep whole seconds.
         if abs(record.expires_at - order.not_after) > timedelta(seconds=1):
             raise self._too_wide(lease, f"it expires {iso(record.expires_at)}, not {iso(order.not_after)}")

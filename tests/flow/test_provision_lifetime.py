@@ -44,3 +44,15 @@ def test_a_shorter_end_that_the_spec_asks_for_on_a_surface_ends_the_handoff(tmp_
         manifest = provision(spec, ctx, supplied={"stripe": world.stripe_key()})
         assert manifest.limited_by == "stripe"
         assert manifest.expires_at == MORNING + timedelta(minutes=20)
+
+
+@requirement("H3.token-ttl", "policy.tighten-only")
+def test_a_policy_that_shortens_access_tokens_is_what_the_identity_gets(tmp_path: Path) -> None:
+    with make_world(tmp_path, ManualClock(MORNING)) as world:
+        config = tmp_path / "config"
+        config.mkdir(mode=0o700)
+        (config / "policy.json").write_text('{"vault_token_ttl": "PT5M"}')
+        with world.open() as ctx:
+            manifest = provision(minimal(), ctx)
+            (record,) = ctx.vault.find_identities(manifest.leases[0].identity)
+            assert record.token_ttl == timedelta(minutes=5)
