@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from agent_token_injector.surfaces.keeper_record import Record, process_started
+from agent_token_injector.processes import ProcessId
+from agent_token_injector.surfaces.keeper_record import Record
 
 _FIELD: Final = re.compile(r"\{([a-z_][a-z0-9_.]*)\}")
 _PR_SET_DUMPABLE: Final = 4
@@ -61,7 +62,7 @@ class Keeper:
         self._directory = Path(job["directory"])
         self._transport = transport
         self._http = transport.client(job["base_url"])
-        pid = os.getpid()
+        me = ProcessId.current()
         self._record = Record(
             identity=job["identity"],
             nonce=job["nonce"],
@@ -69,8 +70,9 @@ class Keeper:
             started=self._started,
             at=self._started,
             live_until=datetime.fromisoformat(job["live_until"]),
-            pid=pid,
-            pid_started=process_started(pid),
+            pid=me.pid,
+            pid_started=me.started,
+            boot=me.boot,
         )
 
     def run(self) -> None:

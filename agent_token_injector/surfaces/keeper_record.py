@@ -23,6 +23,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Self
 
+from agent_token_injector.processes import ProcessId
+
 SETTLED: Final = frozenset({"refused", "undone"})
 """States in which nothing is alive and nothing will be."""
 KEPT: Final = timedelta(days=1)
@@ -45,7 +47,9 @@ class Record:
     live_until: datetime
     """Whatever may exist dies by itself then."""
     pid: int = 0
-    pid_started: str = ""
+    pid_started: int = 0
+    boot: str = ""
+    """With `boot` and `pid_started` the pid names one process for good (processes.py)."""
     handle: str = ""
     """`sha256:<hex>` of the value, once there is one."""
     why: str = ""
@@ -55,7 +59,7 @@ class Record:
 
     def keeper_lives(self) -> bool:
         """Whether the process that wrote this still runs here."""
-        return bool(self.pid) and process_started(self.pid) == self.pid_started
+        return ProcessId(self.boot, self.pid, self.pid_started).is_alive() is True
 
     def write(self, directory: Path) -> None:
         """Replace the file, durably. Raises OSError."""
@@ -136,17 +140,6 @@ def forget_old(directory: Path, now: datetime) -> None:
             record = Record.read(path)
             if record is not None and record.live_until + KEPT < now:
                 path.unlink()
-
-
-def process_started(pid: int) -> str:
-    """When a process started, in the kernel's ticks since boot; empty when it is gone. Tells a reused pid apart."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
-    # Field 2 is the program's name in parentheses and may hold anything; field 22 is the start time.
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] in {"Z", "X"} else fields[19]
 
 
 def _sync(directory: Path) -> None:

@@ -22,7 +22,7 @@ from agent_token_injector.sandbox.github import SandboxGitHub
 from agent_token_injector.sandbox.http_server import DROP, Reply, method
 from agent_token_injector.surfaces import keeper
 from agent_token_injector.surfaces.github import LIFETIME, MINT_WINDOW, GitHubSurface
-from agent_token_injector.surfaces.keeper_record import Record, path_of, process_started
+from agent_token_injector.surfaces.keeper_record import Record, path_of
 from agent_token_injector.transport import Refused, Unclear
 from tests.requirements import requirement
 from tests.surfaces.worlds import MINT, until
@@ -338,7 +338,7 @@ def test_a_keepers_command_line_environment_and_memory_show_nothing(scene: Scene
         (record,) = scene.records()
         proc = Path(f"/proc/{record.pid}")
         assert b"ghs_" not in (proc / "cmdline").read_bytes()
-        assert process_started(record.pid) == record.pid_started
+        assert record.keeper_lives()
         if os.geteuid() == 0:
             assert (proc / "environ").read_bytes() == b""
         else:  # not dumpable: the same user may read neither
