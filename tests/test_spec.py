@@ -338,7 +338,7 @@ def test_a_pipe_in_a_specs_place_is_refused_and_not_waited_for(tmp_path: Path) -
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SpecError, match="not a regular file"):
         HandoffSpec.load(tmp_path / "pipe")
-    with pytest.raises(SpecError, match="null byte"):
+    with pytest.raises(SpecError, match="null"):
         HandoffSpec.load("a\0b")
 
 

@@ -50,7 +50,7 @@ def prepare(directory: Path) -> bytes:
                 hint=f"put {KEY_FILE} back from the backup; without it what the vault holds cannot be read",
             )
         if _status(folder, DATABASE_FILE) is None:
-            refuse_if_made(directory)
+            refuse_if_made(directory, missing=True)
             _create(folder, DATABASE_FILE, b"")
         for suffix in ("", *_SQLITE_COMPANIONS):
             status = _status(folder, DATABASE_FILE + suffix)
@@ -59,10 +59,15 @@ def prepare(directory: Path) -> bytes:
         return key
 
 
-def refuse_if_made(directory: Path) -> None:
-    """Return when no database was ever made here. Raises VaultError: a new one would say that there is no handoff."""
+def refuse_if_made(directory: Path, *, missing: bool = False) -> None:
+    """Return when no database was ever made here. Raises VaultError: a new one would say that there is no handoff.
+
+    `missing`: there was no file a moment ago. It counts only when there is still none, for another process that came
+    first at once may have made it, and the note, in between.
+    """
     with _opened(directory) as folder:
-        if _status(folder, MADE_FILE) is not None:
+        made = _status(folder, MADE_FILE) is not None
+        if made and not (missing and _status(folder, DATABASE_FILE) is not None):
             raise VaultError(
                 f"the vault in {directory} has lost its database",
                 cause=f"{DATABASE_FILE} is missing or empty, and there was one",

@@ -220,8 +220,6 @@ class Store:
 
     def _check_schema(self, connection: sqlite3.Connection, key: VaultKey) -> None:
         if _version(connection) == 0:
-            self._refuse_foreign(connection)
-            refuse_if_made(self.directory)
             self._create_schema(connection, key)
         version = _version(connection)
         if version != SCHEMA_VERSION:
@@ -247,6 +245,8 @@ class Store:
             # Again, now that nobody else can write: another process may have been first.
             if _version(connection) == 0:
                 self._refuse_foreign(connection)
+                # Only here, where nobody else can write, does an empty database beside this note mean a lost one.
+                refuse_if_made(self.directory)
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO key_check (sealed) VALUES (?)", (key.seal(b"", *_CHECK),))
