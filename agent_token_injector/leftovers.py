@@ -72,9 +72,10 @@ def read_path(ctx: HandoffContext, handoff: HandoffId, notes: list[str]) -> Mapp
     for name in _every_name(ctx):
         try:
             found[name] = ctx.vault.read_secret(ctx.path_of(handoff), name)
-        except (SecretNotFound, VaultUnreachable) as error:
-            if isinstance(error, VaultUnreachable):
-                raise
+        except VaultUnreachable:
+            raise
+        except SecretNotFound:
+            continue
         except VaultError:
             # A record that is there counts, whatever it says; a secret that cannot be read is lost.
             if is_record(name):

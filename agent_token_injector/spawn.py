@@ -125,7 +125,7 @@ class Handoff:
         self._admitted, self._ctx = admitted, ctx
         self._revoke_on_exit, self._owns_ctx = revoke_on_exit, owns_ctx
         self._handoff = admitted.manifest.handoff
-        self._watch = _Watch(admitted, ctx, self._end_from_watch)
+        self._watch = _Watch(admitted, ctx, self._end)
         self._proxy: Any = None
         self._lock = threading.RLock()
         self._ended_by: str | None = None
@@ -197,8 +197,8 @@ class Handoff:
         from agent_token_injector.mcp_proxy import McpProxy
 
         token = SecretStr(random.token_urlsafe(32))
-        redactor = Redactor([*self._admitted.secrets.values(), token])
-        self._ctx.audit.add_secrets([*self._admitted.secrets.values(), token])
+        secrets = [*self._admitted.secrets.values(), token]
+        self._ctx.audit.add_secrets(secrets)
         self._proxy = McpProxy(
             handoff=self._handoff,
             grants=self._admitted.spec.mcp_tools,
@@ -206,16 +206,13 @@ class Handoff:
             servers=_servers(self._admitted, self._ctx),
             token=token,
             audit=self._ctx.audit,
-            redactor=redactor,
+            redactor=Redactor(secrets),
             check=self._watch.check,
             expires_at=self.expires_at,
             clock=self._ctx.clock,
         )
         self._proxy.start()
         return McpEndpoint(self._proxy.url, token)
-
-    def _end_from_watch(self, reason: str) -> None:
-        self._end(reason)
 
     def _end(self, reason: str) -> None:
         """Refuse at the proxy first, then stop the agent, then close: in that order, and each whatever the other does."""

@@ -81,6 +81,7 @@ def _write(path: Path, documents: list[dict[str, object]]) -> None:
                 file.write(json.dumps(documents, indent=2) + "\n")
             scratch.replace(path)
         except BaseException:
+            # A signal included: no half-written file stays.
             scratch.unlink(missing_ok=True)
             raise
     except OSError as error:

@@ -21,7 +21,7 @@ from agent_token_injector.audit import ChainHead, Decision
 from agent_token_injector.cli.terminal import hang
 from agent_token_injector.clock import SystemClock, human_duration
 from agent_token_injector.context import HandoffContext
-from agent_token_injector.errors import AlreadyExists, ManifestMissing, ScopeTooWide, SpecError
+from agent_token_injector.errors import AlreadyExists, ManifestMissing, ProvisionFailed, ScopeTooWide, SpecError
 from agent_token_injector.gate import check
 from agent_token_injector.launchers.process import ProcessLauncher
 from agent_token_injector.lease import describe_limit
@@ -161,7 +161,7 @@ class Stage:
         wide = self.sandbox.operator_stripe_key([*asked, "charge_write"])
         try:
             provision(self.spec, self.ctx, supplied={"stripe": wide})
-        except Exception as error:
+        except ProvisionFailed as error:
             if not isinstance(error.__cause__, ScopeTooWide):
                 raise
             self._no(f"a key that could also refund: {error.__cause__.what}; everything minted so far is undone")

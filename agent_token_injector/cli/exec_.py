@@ -65,6 +65,7 @@ def command(
                 signals.wait(handoff)
             receipt = handoff.stop()
         except BaseException:
+            # A signal included: what was provisioned for this job is not left alive.
             if manifest is not None and not keep:
                 revoke_aloud(manifest.handoff_id, ctx, "the job could not be started")
             raise

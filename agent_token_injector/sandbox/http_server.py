@@ -27,7 +27,7 @@ import socketserver
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from types import MappingProxyType
@@ -361,8 +361,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) // 2] if fault is TRUNCATE else body)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815  http.server's names
-
-
-def with_headers(reply: Reply, headers: Mapping[str, str]) -> Reply:
-    """The reply with further headers."""
-    return replace(reply, headers={**reply.headers, **headers})
