@@ -21,7 +21,8 @@
     |  |- ManifestNotProvisioned
     |  |- SignatureInvalid
     |  |- ManifestExpired
-    |  `- SecretsMismatch
+    |  |- SecretsMismatch
+    |  `- ToolsNotPinned
     |- SpawnRefused
     |- AuditUnavailable
     `- ToolDenied
@@ -273,6 +274,16 @@ class SecretsMismatch(ManifestError):
     """The secrets in the vault are not exactly those that the manifest was signed over. `names` lists which."""
 
     code = "manifest.secrets"
+
+    def __init__(self, what: str, *, names: Sequence[str], cause: str | None = None, hint: str | None = None) -> None:
+        super().__init__(what, cause=cause, hint=hint)
+        self.names = tuple(names)
+
+
+class ToolsNotPinned(ManifestError):
+    """The manifest grants tools whose definitions were not signed with it. `names` lists which."""
+
+    code = "manifest.tools"
 
     def __init__(self, what: str, *, names: Sequence[str], cause: str | None = None, hint: str | None = None) -> None:
         super().__init__(what, cause=cause, hint=hint)

@@ -21,21 +21,30 @@ import secrets as random
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from agent_token_injector.approval import Approval
 from agent_token_injector.clock import LOCAL_EARLY, iso
-from agent_token_injector.errors import ManifestExpired, SecretsMismatch, SignatureInvalid, SpecError
+from agent_token_injector.errors import (
+    ManifestExpired,
+    SecretsMismatch,
+    SignatureInvalid,
+    SpecError,
+    ToolsNotPinned,
+)
 from agent_token_injector.lease import Lease
 from agent_token_injector.names import PROVISION_INTENT, PROVISION_MANIFEST, REVOCATION_MARK, HandoffId, is_record
 from agent_token_injector.signing import SigningKey, VerifyKey, secret_digest
-from agent_token_injector.spec import FrozenJson, HandoffSpec, strict_json
+from agent_token_injector.spec import FrozenJson, HandoffSpec, thaw
+from agent_token_injector.strict_json import MAX_JSON_BYTES, strict_json
 
 MANIFEST_TYPE: Final = "agent_token_injector/manifest/v1"
 INTENT_TYPE: Final = "agent_token_injector/intent/v1"
 MARK_TYPE: Final = "agent_token_injector/revocation-mark/v1"
+MAX_TOOLS_BYTES: Final = 256 * 1024
+"""What the pinned definitions of a manifest may have together, as JSON; it is read back with this much more room."""
 
 R = TypeVar("R", bound="_Record")
 
@@ -61,6 +70,9 @@ def state_of(names: Collection[str]) -> ManifestState:
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    max_bytes: ClassVar[int] = MAX_JSON_BYTES
+    """More than this is not read."""
+
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON."""
         document: dict[str, Any] = json.loads(self.model_dump_json())
@@ -74,7 +86,7 @@ class _Record(BaseModel):
     def from_secret(cls, stored: SecretStr) -> Self:
         """Read a record back. Raises SignatureInvalid when what is stored is not one: it cannot be trusted then."""
         try:
-            strict_json(stored.get_secret_value(), what="the record")
+            strict_json(stored.get_secret_value(), what="the record", limit=cls.max_bytes)
             return cls.model_validate_json(stored.get_secret_value())
         except (ValidationError, SpecError):
             raise SignatureInvalid(
@@ -144,6 +156,21 @@ class SecretRecord(_Record):
         return random.compare_digest(secret_digest(value.get_secret_value(), self.salt), self.digest)
 
 
+class PinnedTool(_Record):
+    """A granted tool as its server defined it at provisioning (mcp_proxy/pins.py): what `mcp_proxy` calls a ToolPin."""
+
+    server: str
+    tool: str
+    """The server's own name for it."""
+    digest: str = Field(pattern=r"\Asha256:[0-9a-f]{64}\z")
+    definition: FrozenJson
+
+    def to_plain(self) -> dict[str, Any]:
+        """The pin as the proxy takes it: plain JSON, numbers as they were signed."""
+        document = {"server": self.server, "tool": self.tool, "digest": self.digest}
+        return {**document, "definition": thaw(self.definition)}
+
+
 class AuditHead(_Record):
     """How far the audit chain had come when the manifest was signed: what is cut off before that shows."""
 
@@ -153,6 +180,8 @@ class AuditHead(_Record):
 
 class ProvisionManifest(_Record):
     """Everything a host needs to dispatch, refuse or revoke a handoff, and no secret; signed by the provisioner (D6)."""
+
+    max_bytes: ClassVar[int] = MAX_JSON_BYTES + MAX_TOOLS_BYTES
 
     type: Literal["agent_token_injector/manifest/v1"] = MANIFEST_TYPE
     handoff_id: str
@@ -170,6 +199,8 @@ class ProvisionManifest(_Record):
     leases: tuple[Lease, ...]
     secrets: tuple[SecretRecord, ...]
     approvals: tuple[Approval, ...] = ()
+    tools: tuple[PinnedTool, ...] = ()
+    """One for each tool that the spec grants. The MCP proxy withdraws a tool whose definition is another by then."""
     audit_head: AuditHead
     key_id: str
     signature: str = ""
@@ -177,6 +208,13 @@ class ProvisionManifest(_Record):
     @property
     def handoff(self) -> HandoffId:
         return HandoffId.parse(self.handoff_id)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as plain JSON. Without pinned tools it has no `tools`, as before there were any."""
+        document = super().to_dict()
+        if not self.tools:
+            del document["tools"]
+        return document
 
     def read_spec(self) -> HandoffSpec:
         """The spec inside. Raises SignatureInvalid when it is not the one whose digest was signed."""
@@ -246,6 +284,27 @@ class ProvisionManifest(_Record):
                 hint="someone changed it: revoke the handoff and provision it again",
             )
 
+    def check_tools(self) -> None:
+        """Return when every tool that the spec grants is pinned. Raises ToolsNotPinned, naming those that are not.
+
+        A tool that nobody has looked at is not served (H4): its server could say anything of it.
+        """
+        pinned = {(tool.server, tool.tool) for tool in self.tools}
+        names = {name for server, tool in pinned for name in (tool, f"{server}_{tool}")}
+        missing = [
+            grant.name
+            for grant in self.read_spec().mcp_tools
+            if (grant.name not in names if grant.tool is None else (grant.server, grant.tool) not in pinned)
+        ]
+        if missing:
+            raise ToolsNotPinned(
+                f"{len(missing)} of the tools that {self.handoff_id} grants are not pinned",
+                names=missing,
+                cause=f"the manifest has no signed definition of {', '.join(missing[:10])}"
+                + (f" and {len(missing) - 10} more" if len(missing) > 10 else ""),
+                hint="it was provisioned by a version that did not ask the servers: revoke it and provision it again",
+            )
+
 
 def read_record(folder: Mapping[str, SecretStr], name: str, kind: type[R]) -> R | None:
     """One record of a folder, or None when it is not there. Raises SignatureInvalid when it is there and unreadable."""
@@ -261,6 +320,7 @@ __all__ = [
     "Holder",
     "ManifestState",
     "MintBegun",
+    "PinnedTool",
     "ProvisionIntent",
     "ProvisionManifest",
     "RevocationMark",

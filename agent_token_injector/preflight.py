@@ -17,7 +17,7 @@ from agent_token_injector.approval import Approval
 from agent_token_injector.audit import Decision
 from agent_token_injector.clock import iso
 from agent_token_injector.context import HandoffContext
-from agent_token_injector.errors import ManifestExpired, ProvisionFailed, SpecError
+from agent_token_injector.errors import ManifestExpired, ProvisionFailed, SpawnRefused, SpecError
 from agent_token_injector.gate import GateReport, check
 from agent_token_injector.lease import MintKind
 from agent_token_injector.manifest import (
@@ -61,6 +61,25 @@ def check_size(spec: HandoffSpec) -> None:
             cause=f"written out in full it has more than {(MAX_SPEC_BYTES - _MANIFEST_ROOM) // 1024} KiB",
             hint="grant fewer tools, or shorten their argument schemas; nothing was minted",
         )
+
+
+def check_commands(spec: HandoffSpec) -> None:
+    """Refuse a spec whose MCP servers this host cannot start, before a credential is minted for nothing."""
+    if not spec.mcp_tools:
+        return
+    from agent_token_injector.mcp_proxy.servers import resolve_command
+
+    for name, server in spec.mcp_servers.items():
+        if not server.command:
+            continue
+        try:
+            resolve_command(server.command[0])
+        except SpawnRefused as error:
+            raise ProvisionFailed(
+                f"MCP server {name!r} cannot be started on this host, so its tools cannot be pinned",
+                cause=str(error),
+                hint="install it here, or write its full path in the spec; nothing was minted",
+            ) from None
 
 
 def resolve(spec: HandoffSpec, ctx: HandoffContext) -> dict[str, Surface]:

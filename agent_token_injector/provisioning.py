@@ -5,7 +5,8 @@ The order is the promise:
 1. the gate: a refusal costs nothing and touches nobody;
 2. the intent: every identity's name is in the vault, create-only, before the first is minted; it is also the lock;
 3. surface by surface: mint, store, read back and compare;
-4. the signed manifest, create-only: the only commit point. Until it exists nothing may spawn.
+4. the MCP servers are asked what the granted tools are: a grant that cannot be honoured ends it here;
+5. the signed manifest, create-only: the only commit point. Until it exists nothing may spawn.
 
 Any failure, Ctrl-C included, undoes what was minted in reverse order. A process that is killed leaves the intent, by
 which `revoke`, or the next `provision` on the same machine, finds and ends what there is.
@@ -47,6 +48,7 @@ from agent_token_injector.manifest import (
     AuditHead,
     Holder,
     MintBegun,
+    PinnedTool,
     ProvisionIntent,
     ProvisionManifest,
     SecretRecord,
@@ -78,6 +80,7 @@ def provision(
 
     - Intents are durable before any surface is called.
     - The signed manifest is the only commit point: until it exists nothing may spawn.
+    - Each granted tool is pinned in it: the spec's MCP servers run for a moment, with what they were granted.
     - Provisioning the same spec twice on one day returns the manifest that is there; another spec under the same id is
       refused until the first is revoked.
 
@@ -94,6 +97,7 @@ def provision(
     existing = preflight.existing(spec, ctx, handoff)
     if existing is not None:
         return existing
+    preflight.check_commands(spec)
     if ctx.signer is None:
         raise SettingsError("this host has no provisioner's key", hint="provision where the signing key is")
     return _Run(ctx, spec, handoff, report, surfaces, offered, progress).go()
@@ -113,6 +117,8 @@ class _Run:
     targets: list[Target] = field(default_factory=list, repr=False)
     residue: list[Residue] = field(default_factory=list)
     records: list[SecretRecord] = field(default_factory=list)
+    secrets: dict[str, SecretStr] = field(default_factory=dict, repr=False)
+    """By the variable under which the agent will get them."""
     at: str = ""
     guard: Guard | None = None
     """Our own intent: what we write and delete, we do only where it still stands."""
@@ -127,7 +133,7 @@ class _Run:
         self._write_intent(begun)
         try:
             leases = tuple(self._one(name, surface, begun) for name, surface in self.surfaces.items())
-            return self._commit(leases, begun)
+            return self._commit(leases, self._pin_tools(begun), begun)
         except BaseException as error:
             self._undo(error)
             raise
@@ -193,6 +199,7 @@ class _Run:
             self._write(secret_name, value)
             env = surface.facts.secrets[secret_name]
             self.records.append(SecretRecord.of(secret_name, value, env=env, surface=name))
+            self.secrets[env] = value
         minted.recorded()
         self._audit("mint.done", Decision.DONE, surface=name, target=str(identity))
         lease = surface.verify(minted.lease, minted.secrets, order)
@@ -228,8 +235,24 @@ class _Run:
                 hint="try again",
             )
 
-    def _commit(self, leases: tuple[Lease, ...], begun: datetime) -> ProvisionManifest:
+    def _pin_tools(self, begun: datetime) -> tuple[PinnedTool, ...]:
+        """Ask the MCP servers what the granted tools are. Raises SpawnRefused when a grant cannot be honoured."""
         self.at = ""
+        if not self.spec.mcp_tools:
+            return ()
+        from agent_token_injector.mcp_proxy.pinning import MCP, SERVERS_SECONDS, details, pin_tools
+
+        self._still_wanted(begun)
+        left = begun + self.ctx.provision_deadline * 0.8 - self.ctx.clock.now()
+        self.progress("listing", MCP, {"servers": sorted(self.spec.mcp_servers)})
+        seconds = min(SERVERS_SECONDS, left.total_seconds())
+        pins = pin_tools(self.spec, self.ctx, self.handoff, self.secrets, seconds=seconds)
+        for detail in details(pins):
+            self._audit("provision.tools", Decision.DONE, surface=MCP, detail=detail)
+        self.progress("listed", MCP, {"tools": [f"{pin.server}/{pin.tool}" for pin in pins]})
+        return tuple(PinnedTool(**pin.to_plain()) for pin in pins)
+
+    def _commit(self, leases: tuple[Lease, ...], tools: tuple[PinnedTool, ...], begun: datetime) -> ProvisionManifest:
         assert self.ctx.signer is not None  # noqa: S101 - provision() has checked it
         key = self.ctx.signer()
         requested = begun + self.spec.expires_in
@@ -258,9 +281,11 @@ class _Run:
             leases=leases,
             secrets=tuple(self.records),
             approvals=self.report.approvals,
+            tools=tools,
             audit_head=AuditHead(seq=head.seq, digest=head.digest),
             key_id=key.key_id,
         ).sign(key)
+        manifest.check_tools()
         # From the moment it may be readable, some host may have handed everything to an agent.
         self.handed_over = True
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -71,10 +72,19 @@ class SessionContext:
 
 @dataclass(frozen=True, slots=True)
 class McpEndpoint:
-    """Where the agent finds the handoff's MCP proxy, and the bearer made for it alone."""
+    """Where the agent finds the handoff's MCP proxy, and the bearer made for it alone.
+
+    `socket` is where `handoff-mcp` connects, for clients that speak stdio; None without one.
+    """
 
     url: str
     token: SecretStr = field(repr=False)
+    socket: Path | None = None
+
+    def variables(self) -> dict[str, str | SecretStr]:
+        """What `handoff-mcp` and any other client finds in its environment."""
+        where = {} if self.socket is None else {"HANDOFF_MCP_SOCKET": str(self.socket)}
+        return {"HANDOFF_MCP_URL": self.url, "HANDOFF_MCP_TOKEN": self.token, **where}
 
     def client_config(self) -> dict[str, Any]:
         """A client's `mcpServers` document: it names the token's variable and does not hold the token."""
@@ -96,7 +106,8 @@ class Admitted:
 def admit(handoff: HandoffId, ctx: HandoffContext) -> Admitted:
     """Read a handoff from the vault and check all that D6 asks, or refuse: nothing may be spawned without this.
 
-    Raises ManifestMissing, ManifestNotProvisioned, SignatureInvalid, ManifestExpired, SecretsMismatch, VaultUnreachable.
+    Raises ManifestMissing, ManifestNotProvisioned, SignatureInvalid, ManifestExpired, SecretsMismatch, ToolsNotPinned,
+    VaultUnreachable.
     """
     folder = ctx.read_folder(handoff)
     if folder is None:
@@ -120,6 +131,7 @@ def admit(handoff: HandoffId, ctx: HandoffContext) -> Admitted:
     manifest.verify(handoff, ctx.trusted)
     manifest.check_time(ctx.clock.now())
     manifest.check_secrets(folder)
+    manifest.check_tools()
     return Admitted(
         manifest=manifest,
         spec=manifest.read_spec(),
@@ -143,7 +155,7 @@ def build_session_context(
         "HANDOFF_EXPIRES_AT": iso(manifest.expires_at),
     }
     if mcp is not None:
-        about |= {"HANDOFF_MCP_URL": mcp.url, "HANDOFF_MCP_TOKEN": mcp.token}
+        about |= mcp.variables()
     env: dict[str, str | SecretStr] = {}
     for source in (admitted.secrets, about, spec.env):
         twice = sorted(env.keys() & source.keys())

@@ -41,13 +41,13 @@ def read_document(path: str | Path, *, what: str, hint: str | None = None) -> by
         raise SpecError(refused, cause=str(error), hint=hint) from None
 
 
-def strict_json(text: str | bytes, *, what: str) -> Any:
-    """Parse JSON that every parser reads the same way.
+def strict_json(text: str | bytes, *, what: str, limit: int = MAX_JSON_BYTES) -> Any:
+    """Parse JSON that every parser reads the same way, of at most `limit` bytes.
 
     Raises SpecError for invalid UTF-8, duplicate keys, NaN and infinities, excessive size or depth, lone surrogates.
     """
-    if len(text) > MAX_JSON_BYTES:
-        raise SpecError(f"{what} is larger than {MAX_JSON_BYTES // 1024} KiB")
+    if len(text) > limit:
+        raise SpecError(f"{what} is larger than {limit // 1024} KiB")
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
         decoded.encode("utf-8")

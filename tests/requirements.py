@@ -254,6 +254,7 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
             "H7", "An approval is for one surface in one mode that the spec asks for."
         ),
         "approval.type-tag": Requirement("H7", "Another kind of signature is no approval."),
+        "audit.batch": Requirement("issue 3", "A batch is one write at one time; what fails is not relied on."),
         "audit.bounded": Requirement("D8", "An agent cannot flood a line."),
         "audit.chain": Requirement(
             "H5", "Lines are canonical and their digests can be recomputed; a handoff has one chain."
@@ -271,7 +272,12 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         ),
         "audit.private": Requirement("D7", "The trail is 0600 in a 0700 directory."),
         "audit.processes": Requirement("D1", "Several writers make one valid chain."),
+        "audit.spelling": Requirement(
+            "RFC 8785", "However quickly a line is spelled, it is spelled as RFC 8785 has it."
+        ),
         "audit.spool": Requirement("D10", "Spooled events are written in order, dated, and never lost in silence."),
+        "audit.stalled": Requirement("issue 3", "A disk that hangs is told to whoever does not wait for it."),
+        "audit.strict": Requirement("H5", "A line is read by exact types, with no member more or less."),
         "audit.torn": Requirement("facts/anchors F10", "A killed writer's half line is kept and told of."),
         "cli.adr-command": Requirement("ADR §6.3, §9", "The ADR's own command provisions and revokes."),
         "cli.approve": Requirement("issue 2", "approve signs for this very spec."),
@@ -330,19 +336,64 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "gate.refused-error": Requirement("issue 2", "A refusal is an error with every finding."),
         "gate.report-json": Requirement("issue 2", "A report survives JSON."),
         "gate.total": Requirement("D11", "No spec that parses makes the gate raise."),
+        "http.answers": Requirement(
+            "MCP, RFC 9110", "Requests reach the relay, and its answers the client, as they are."
+        ),
+        "http.bounded": Requirement("issue 3", "What clients can take of the HTTP front is bounded."),
+        "http.client-gone": Requirement("issue 3", "A client that goes before its answer is reported once."),
+        "http.close": Requirement("issue 3", "Closing the HTTP front leaves no connection and no listener."),
+        "http.deadlines": Requirement("issue 3", "Who takes too long over HTTP is given up."),
+        "http.event-streams": Requirement("MCP, WHATWG", "Events before the answer make it an event stream."),
+        "http.one-at-a-time": Requirement("RFC 9112 §9.3.2", "Requests sent ahead are answered in their order."),
+        "http.one-reading": Requirement(
+            "RFC 9112 §11.2", "A request that can be read in two ways is refused, with all behind it."
+        ),
+        "http.slow-readers": Requirement("issue 3", "What a client does not read is counted, and ends in time."),
+        "http.split-anywhere": Requirement("issue 3", "Where the bytes of a request are split does not matter."),
         "masking.chunks": Requirement("H6", "A secret is masked wherever the stream is cut."),
+        "masking.cost": Requirement(
+            "issue 3", "The cost of masking grows with the bytes that are read, not with the number of secrets."
+        ),
         "masking.encodings": Requirement("H6", "A secret is masked in every common encoding."),
+        "masking.engine": Requirement(
+            "issue 3", "The proxy's engine can mask without importing what it does not need."
+        ),
         "masking.exact": Requirement("H6", "What is no secret is left as it is."),
         "masking.immutable": Requirement("H6", "A redactor does not change."),
         "masking.json": Requirement("H6", "Keys and values of a document are masked, however deep."),
+        "masking.learned": Requirement("issue 3", "A secret learned later is masked as one known before."),
         "masking.lines": Requirement("H6", "A secret of several lines is masked line by line."),
         "masking.overlap": Requirement("H6", "Overlapping secrets leave no tail."),
         "masking.short": Requirement("H6", "A short secret is masked as a word only."),
         "masking.silent": Requirement("H6", "A redactor shows no secret itself."),
+        "masking.untouched": Requirement(
+            "issue 3", "What has nothing to mask is returned itself, and what has is copied."
+        ),
+        "mcp.allow-empty": Requirement(
+            "issue 3", "Leave to do something with resources or prompts that are not granted is refused."
+        ),
+        "mcp.allowed-once": Requirement(
+            "issue 3", "A granted tool's target, limits and logged arguments are told with the decision."
+        ),
         "mcp.allowlist": Requirement("D8, D9", "Through a real agent, exactly the allowlist can be called."),
         "mcp.allowlist-exact": Requirement("D9", "The agent sees exactly the allowlist."),
         "mcp.argument-schema": Requirement("issue 2", "Arguments are judged by the grant's schema and the tool's own."),
+        "mcp.branch-format": Requirement(
+            "issue 3", "A branch argument is a plain branch that is not protected, or one of the spec's."
+        ),
+        "mcp.budgets": Requirement(
+            "issue 3", "A tool is called no more often than its grant says, in all and per minute."
+        ),
         "mcp.close-leaves-nothing": Requirement("issue 2", "Closing leaves no process, thread or socket."),
+        "mcp.conformance": Requirement(
+            "issue 3", "The official suite finds through the proxy what it finds without, save what is listed."
+        ),
+        "mcp.conformance-nothing-granted": Requirement(
+            "issue 3", "Where nothing is granted, nothing of the official suite reaches the server."
+        ),
+        "mcp.conformance-other-era": Requirement(
+            "issue 3", "A server of either era serves the official suite's scenarios that both eras have."
+        ),
         "mcp.contradiction": Requirement("ADR §4.5", "A tool both granted and excluded is refused."),
         "mcp.declares-tools-only": Requirement("facts/mcp §7.6", "The proxy declares tools, and nothing else."),
         "mcp.dies-with-parent": Requirement(
@@ -352,34 +403,105 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "mcp.duplicate": Requirement("ADR §4.5", "A tool granted twice is refused."),
         "mcp.empty": Requirement("ADR §4.5", "An empty allowlist is refused."),
         "mcp.empty-allows-nothing": Requirement("facts/mcp §0.8", "An empty allowlist allows nothing."),
+        "mcp.engine-beats": Requirement(
+            "issue 3", "The engine is told twice a second, and at once when it matters, whether the handoff may go on."
+        ),
+        "mcp.engine-configuration": Requirement(
+            "D8, issue 3", "The engine is handed all that it needs to decide, over the channel."
+        ),
+        "mcp.engine-dies": Requirement(
+            "issue 3", "An engine that dies or breaks the protocol is known to have failed."
+        ),
+        "mcp.engine-from-nothing": Requirement(
+            "D7", "The engine starts with an environment from nothing and one descriptor, the channel."
+        ),
+        "mcp.engine-killed": Requirement("issue 3", "An engine that does not do what it is told is killed."),
+        "mcp.engine-listing": Requirement(
+            "issue 3", "Listing tools starts the servers, gives a pin of each granted tool, and leaves nothing."
+        ),
+        "mcp.engine-questions": Requirement(
+            "D8", "What the engine asks back is answered, put on record, and learnt before it is said."
+        ),
         "mcp.exact-names": Requirement("facts/mcp §2.10", "A name matches exactly or not at all."),
         "mcp.excluded-wins": Requirement("design §6", "An excluded tool is refused, whatever grants it."),
         "mcp.form": Requirement("facts/mcp §2.15", "A request has one form: method, content type, no encoding."),
+        "mcp.format-place": Requirement(
+            "issue 3", "A format that speaks of a repository which the handoff has not is refused."
+        ),
         "mcp.github-server": Requirement("issue 2", "The sandbox's GitHub MCP server works on the official SDK."),
         "mcp.grant-names": Requirement(
             "design §6", "A grant that is ambiguous, unknown or doubled is refused before the start."
         ),
+        "mcp.handoff-mcp": Requirement(
+            "issue 3", "handoff-mcp joins a stdio client to its proxy, and tells when it cannot."
+        ),
         "mcp.headers-agree": Requirement("MCP 2026-07-28", "Headers that differ from the body are refused."),
+        "mcp.helper-formats": Requirement(
+            "issue 3", "A helper format is asserted wherever it stands, and refused where it could not be."
+        ),
         "mcp.in-flight-cap": Requirement("facts/mcp §7.12", "Calls in flight are bounded."),
+        "mcp.inspector": Requirement("issue 3", "The Inspector works in front of the proxy, in both eras."),
         "mcp.light-imports": Requirement("D8", "The proxy's modules import no SDK."),
+        "mcp.limit": Requirement("issue 3", "A limit that allows no call is refused."),
         "mcp.list-all-pages": Requirement("facts/mcp §2.26", "A paged list is read to its end."),
+        "mcp.log-credential": Requirement("H6", "An argument that names a secret is not written to the audit."),
         "mcp.lookalike-keys": Requirement(
             "facts/mcp §2.3", "An argument that only looks like a constrained one is refused."
         ),
         "mcp.no-exclusions": Requirement("ADR §6.2", "A spec that excludes no tool is noted."),
+        "mcp.oauth": Requirement(
+            "issue 3",
+            "A bearer token is got by client credentials, kept until its end, and masked.",
+        ),
         "mcp.one-address": Requirement("issue 2", "There is one address."),
+        "mcp.path-in-worktree": Requirement(
+            "ADR filesystem_write_outside_worktree", "A path argument stays inside, links and dots resolved."
+        ),
+        "mcp.pin-bounded": Requirement(
+            "issue 3", "What a server lists costs no more to hold against a pin than a pin may."
+        ),
+        "mcp.pin-digest": Requirement(
+            "issue 3, facts/mcp §7.8", "Each change of a granted tool's definition is another digest."
+        ),
+        "mcp.pin-drift": Requirement("issue 3", "How a definition differs from its pin is told in readable lines."),
+        "mcp.pin-servers": Requirement(
+            "issue 3", "At provisioning the servers run as they will for the agent, for a moment, and nothing is left."
+        ),
+        "mcp.pin-withdrawn": Requirement(
+            "issue 3", "A tool whose definition is not the pinned one is withdrawn, and the change is audited."
+        ),
+        "mcp.pinned": Requirement(
+            "issue 3", "The definition of each granted tool is signed at provisioning, or nothing is."
+        ),
+        "mcp.plain-grants": Requirement(
+            "issue 3", "The engine reads the spec's grants without loss, and nothing it does not know."
+        ),
+        "mcp.param-headers": Requirement(
+            "MCP 2026-07-28", "Arguments that a tool wants as headers are there, agree with the body, or are refused."
+        ),
         "mcp.private-cache": Requirement("facts/mcp §7.6", "A filtered list is private and outlives no handoff."),
         "mcp.protocol-tables": Requirement("MCP", "Our protocol tables agree with the SDK's."),
+        "mcp.proxy-command": Requirement(
+            "issue 3", "handoff proxy serves a handoff's tools, and nothing else of it, until it ends."
+        ),
         "mcp.published-servers": Requirement("issue 2", "Published servers work behind the proxy."),
         "mcp.read-values-masked": Requirement(
             "H6", "A value that the agent read from the vault is in no event and no later result."
         ),
+        "mcp.reference-server": Requirement("issue 3", "Our reference server passes the official suite directly."),
         "mcp.refused-like-absent": Requirement(
             "facts/mcp §7.4", "To the agent a refused tool does not exist; the audit tells them apart."
         ),
+        "mcp.remote-asks": Requirement("issue 3", "A remote server that may ask the agent's side is warned of."),
+        "mcp.repository-format": Requirement("issue 3", "A repository argument is the spec's own."),
+        "mcp.resource-grants": Requirement(
+            "issue 3", "A resource is granted by name or prefix, and no spelling leads out of one."
+        ),
+        "mcp.resources-wide": Requirement("issue 3", "All resources, or all of a scheme, are refused."),
         "mcp.results-masked": Requirement("D7", "Results and errors are masked, and what was masked is counted."),
         "mcp.schema-ref": Requirement("facts/mcp §1", "A grant's schema that refers elsewhere is refused."),
         "mcp.sdk-client": Requirement("issue 2", "The SDK's client works in front of the proxy, in every mode."),
+        "mcp.sdk-lines": Requirement("issue 3", "Servers on every line of the official SDKs work behind the proxy."),
         "mcp.secret-unknown": Requirement("design §6", "A server that wants a secret the handoff has not is refused."),
         "mcp.server-unknown": Requirement("design §6", "A grant on a server that is not declared is refused."),
         "mcp.sessions": Requirement("MCP 2025-11-25", "Sessions are bound to the handoff and bounded in number."),
@@ -395,9 +517,12 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
             "facts/mcp §2.17", "What a server asks or sends by itself goes nowhere."
         ),
         "mcp.upstream-dies": Requirement("issue 2", "A dead or stubborn server fails its calls and is ended."),
+        "mcp.url-host": Requirement("issue 3", "A URL argument goes over https to a listed host, for every reader."),
+        "mcp.url-plain": Requirement("issue 3", "A server over plain http that is not on this machine is refused."),
         "mcp.vault-get-secret": Requirement("issue 2", "The built-in vault server reads the handoff's own secrets."),
         "mcp.vault-scope": Requirement("issue 2", "The built-in vault server reads nothing else."),
         "mcp.wildcard": Requirement("ADR §4.5", "A wildcard among tools is refused."),
+        "mcp.withdrawn": Requirement("issue 3", "A withdrawn tool is neither listed nor allowed."),
         "names.round-trip": Requirement("design §3", "What names format, they read back."),
         "names.shortened": Requirement("design §3", "A shortened name is stable and distinct."),
         "policy.adr-ceilings": Requirement("ADR §3.1", "The defaults are the ADR's ceilings."),
@@ -465,6 +590,10 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "spec.field-paths": Requirement("issue 2", "An error names the field."),
         "spec.frozen": Requirement("issue 2", "A spec is frozen all the way down."),
         "spec.load": Requirement("issue 2", "A file that cannot be read is a clear error."),
+        "spec.mcp-reserved": Requirement("MCP", "What is passed on as custom is no method of the protocol's own."),
+        "spec.mcp-servers": Requirement(
+            "issue 3", "A server's URL, headers, OAuth client, protocol and allowances are read strictly."
+        ),
         "spec.regular-file": Requirement(
             "issue 2", "Specs and approvals are read from regular files, and no further than a limit."
         ),
@@ -519,6 +648,55 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "transport.quiet": Requirement("H6", "Logs and errors hold no secret."),
         "transport.retry-after": Requirement("D11", "Retry-After is honoured within a bound."),
         "transport.retry-idempotent": Requirement("D11", "Idempotent requests are tried again."),
+        "upstream.bounded": Requirement(
+            "issue 3", "A flood, an endless line and a server that does not read cost bounded memory."
+        ),
+        "upstream.config": Requirement(
+            "D7", "A server's configuration shows no secret, and a wrong one is named without its values."
+        ),
+        "upstream.http-bearer": Requirement(
+            "issue 3", "An OAuth bearer is renewed once when it is refused, and no tool runs twice for it."
+        ),
+        "upstream.http-cancel": Requirement(
+            "facts/mcp §1", "Over HTTP nobody waits on a connection whose answer is not wanted."
+        ),
+        "upstream.http-eras": Requirement(
+            "facts/mcp §1", "A server over HTTP is spoken to in each era that it knows, with that era's headers."
+        ),
+        "upstream.http-headers": Requirement(
+            "facts/mcp §2.11", "What a server over HTTP is sent in headers is ours alone, and says what the body says."
+        ),
+        "upstream.http-once": Requirement("issue 3", "A tool's call is sent once."),
+        "upstream.http-sessions": Requirement(
+            "issue 3", "Each client has a session of its own upstream; one that the server lost begins anew."
+        ),
+        "upstream.http-streams": Requirement(
+            "issue 3", "Event streams are read event by event, end with their answer, and can be gone on with."
+        ),
+        "upstream.http-strict": Requirement(
+            "issue 3", "An HTTP answer of another form than MCP's fails its call and nothing else."
+        ),
+        "upstream.http-tls": Requirement("issue 3", "A server whose certificate is not trusted is sent nothing."),
+        "upstream.large-messages": Requirement("issue 3", "Messages far longer than a pipe pass both ways."),
+        "upstream.many-in-flight": Requirement(
+            "issue 3", "A thousand calls in flight are each answered with their own."
+        ),
+        "upstream.noise-dropped": Requirement(
+            "facts/mcp §2.7", "A server answers what it was asked; everything else is the relay's to judge."
+        ),
+        "upstream.restart": Requirement(
+            "issue 3", "A server that dies is started again with pauses that grow; what waited fails at once."
+        ),
+        "upstream.sdk-servers": Requirement(
+            "issue 3", "Servers of the official SDK are spoken to, over each transport and in each era."
+        ),
+        "upstream.sse": Requirement(
+            "WHATWG HTML 9.2", "Server-sent events are read alike however their bytes are split."
+        ),
+        "upstream.stderr": Requirement("issue 3", "A server's stderr is captured by whole lines, bounded."),
+        "upstream.stdio-handshake": Requirement(
+            "facts/mcp §1", "A server over stdio is spoken to in the era that it knows."
+        ),
         "vault.absent-is-success": Requirement("D10", "Deleting what is absent is no error."),
         "vault.contract": Requirement("D1", "An implementation is a Vault; closing twice is fine."),
         "vault.durable": Requirement("D2", "A killed writer leaves all that it acknowledged."),

@@ -13,15 +13,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from agent_token_injector.errors import ManifestExpired, SecretsMismatch, SignatureInvalid
+from agent_token_injector.errors import ManifestExpired, SecretsMismatch, SignatureInvalid, ToolsNotPinned
 from agent_token_injector.lease import Lease, MintKind, Recovery
 from agent_token_injector.manifest import (
+    MAX_TOOLS_BYTES,
     PROVISION_INTENT,
     PROVISION_MANIFEST,
     REVOCATION_MARK,
     AuditHead,
     Holder,
     ManifestState,
+    PinnedTool,
     ProvisionIntent,
     ProvisionManifest,
     RevocationMark,
@@ -29,8 +31,10 @@ from agent_token_injector.manifest import (
     read_record,
     state_of,
 )
+from agent_token_injector.mcp_proxy.pins import MAX_DEFINITION_BYTES, MAX_PINNED_BYTES, ToolPin
 from agent_token_injector.names import HandoffId, mint_begun
 from agent_token_injector.signing import SigningKey
+from agent_token_injector.spec import HandoffSpec
 from tests.requirements import requirement
 from tests.world import founders
 
@@ -52,6 +56,18 @@ LEASE = Lease(
 )
 
 
+def pinned(server: str, tool: str, **definition: Any) -> PinnedTool:
+    made = ToolPin.of(server, tool, {"name": tool, "inputSchema": {"type": "object"}, **definition})
+    return PinnedTool(**made.to_plain())
+
+
+TOOLS = (
+    pinned("github", "create_pull_request", description="Open a pull request."),
+    pinned("github", "add_issue_comment"),
+    pinned("infisical", "get_secret", annotations={"readOnlyHint": True}),
+)
+
+
 def make(**changes: Any) -> ProvisionManifest:
     fields: dict[str, Any] = {
         "handoff_id": str(ID),
@@ -65,6 +81,7 @@ def make(**changes: Any) -> ProvisionManifest:
         "limited_by": "github",
         "leases": (LEASE,),
         "secrets": tuple(SecretRecord.of(name, value, env=name, surface="github") for name, value in SECRETS.items()),
+        "tools": TOOLS,
         "audit_head": AuditHead(seq=9, digest="sha256:" + "3" * 64),
         "key_id": KEY.key_id,
     }
@@ -109,6 +126,7 @@ def test_the_signature_is_over_every_field(field: str) -> None:
         "leases": (),
         "secrets": (),
         "approvals": None,
+        "tools": TOOLS[1:],
         "limited_by": None,
     }
     value = other.get(field, "x")
@@ -227,6 +245,87 @@ def test_only_the_value_itself_fits(value: str, other: str) -> None:
     record = SecretRecord.of("A", SecretStr(value), env="A", surface="x")
     assert record.fits(SecretStr(value))
     assert record.fits(SecretStr(other)) is (value == other)
+
+
+# -- pinned tools ------------------------------------------------------------------------------------------------------
+
+
+@requirement("mcp.pinned")
+def test_a_manifest_with_a_pin_for_every_grant_passes() -> None:
+    MANIFEST.check_tools()
+    make(spec={**SPEC.to_dict(), "mcp_tools": []}, spec_digest=NO_TOOLS.digest, tools=()).check_tools()
+
+
+@requirement("mcp.pinned")
+@pytest.mark.parametrize(
+    ("tools", "names"),
+    [
+        ((), ("github_pr_create", "github_pr_comment", "infisical_get_secret")),
+        (TOOLS[1:], ("github_pr_create",)),
+        (TOOLS[:2], ("infisical_get_secret",)),
+        ((*TOOLS[1:], pinned("infisical", "create_pull_request")), ("github_pr_create",)),
+        ((*TOOLS[:2], pinned("infisical", "get_secrets")), ("infisical_get_secret",)),
+    ],
+)
+def test_a_grant_without_a_pin_is_refused_by_name(tools: tuple[PinnedTool, ...], names: tuple[str, ...]) -> None:
+    with pytest.raises(ToolsNotPinned) as caught:
+        make(tools=tools).check_tools()
+    assert caught.value.names == names
+    assert all(name in str(caught.value) for name in names)
+    assert "provision it again" in caught.value.diagnostics()
+
+
+NO_TOOLS = HandoffSpec.parse(json.dumps({**SPEC.to_dict(), "mcp_tools": []}))
+
+
+@requirement("mcp.pinned", "D6.signature")
+def test_a_manifest_without_pins_is_spelled_as_before_there_were_any_and_still_verifies() -> None:
+    plain = make(tools=())
+    assert "tools" not in plain.to_dict()
+    assert "tools" not in plain.signed_part()
+    ProvisionManifest.from_secret(plain.to_secret()).verify(ID, [KEY.public])
+
+
+@requirement("mcp.pinned", "D6.tampered")
+@pytest.mark.parametrize(
+    "tampered",
+    [
+        [],
+        [tool.to_plain() for tool in TOOLS[:2]],
+        [*(tool.to_plain() for tool in TOOLS[:2]), {**TOOLS[2].to_plain(), "digest": "sha256:" + "0" * 64}],
+        [*(tool.to_plain() for tool in TOOLS[:2]), {**TOOLS[2].to_plain(), "definition": {}}],
+        [tool.to_plain() for tool in reversed(TOOLS)],
+    ],
+)
+def test_pins_that_were_changed_after_signing_are_refused(tampered: list[Any]) -> None:
+    found = ProvisionManifest.from_secret(SecretStr(json.dumps({**MANIFEST.to_dict(), "tools": tampered})))
+    with pytest.raises(SignatureInvalid):
+        found.verify(ID, [KEY.public])
+
+
+@requirement("mcp.pinned", "mcp.pin-bounded")
+def test_the_largest_pins_there_may_be_are_read_back() -> None:
+    deep: Any = {}
+    for _ in range(55):  # a message may have 64 levels, and a definition in it has 60
+        deep = {"items": deep}
+    many = [
+        pinned(
+            "github", f"tool_{number}", description="\u2028" * ((MAX_DEFINITION_BYTES - 1000) // 6), inputSchema=deep
+        )
+        for number in range(MAX_PINNED_BYTES // MAX_DEFINITION_BYTES)
+    ]
+    assert 0.9 < len(json.dumps([one.to_plain() for one in many])) / MAX_TOOLS_BYTES <= 1
+    found = ProvisionManifest.from_secret(make(tools=tuple(many)).to_secret())
+    found.verify(ID, [KEY.public])
+    assert [ToolPin.from_plain(one.to_plain()).fits(one.to_plain()["definition"]) for one in found.tools] == [True] * 8
+
+
+@requirement("mcp.pinned")
+def test_the_pins_in_a_manifest_are_those_of_the_proxy() -> None:
+    assert MAX_TOOLS_BYTES == MAX_PINNED_BYTES
+    large = ToolPin.of("files", "read", {"name": "read", "inputSchema": {"maximum": 2**64 - 1, "minimum": -0.5}})
+    found = ProvisionManifest.from_secret(make(tools=(PinnedTool(**large.to_plain()),)).to_secret())
+    assert ToolPin.from_plain(found.tools[0].to_plain()) == large
 
 
 # -- time and state ----------------------------------------------------------------------------------------------------

@@ -235,6 +235,26 @@ def test_a_spec_nested_as_deeply_as_is_allowed_works_throughout() -> None:
         ({"mcp_servers.infisical": {"builtin": "vault", "env": {"A": "B"}}}, "mcp_servers.infisical"),
         ({"mcp_servers.infisical": {"builtin": "shell"}}, "mcp_servers.infisical.builtin"),
         ({"mcp_servers.github.command": ["a", "a\x00b"]}, "mcp_servers.github.command.1"),
+        ({"mcp_servers.github.url": "https://a.example/mcp"}, "mcp_servers.github"),
+        ({"mcp_servers.r": {"url": "https://a.example/mcp", "builtin": "vault"}}, "mcp_servers.r"),
+        ({"mcp_servers.r": {}}, "mcp_servers.r"),
+        ({"mcp_servers.r": {"url": "https://a.example/mcp", "env": {"A": "GH_TOKEN"}}}, "mcp_servers.r"),
+        ({"mcp_servers.github.headers": {"X-Key": "GH_TOKEN"}}, "mcp_servers.github"),
+        ({"mcp_servers.r": {"builtin": "vault", "allow": {"sampling": True}}}, "mcp_servers.r"),
+        ({"mcp_servers.r": {"builtin": "vault", "protocol": "2025-11-25"}}, "mcp_servers.r"),
+        ({"mcp_servers.github.protocol": "2024-11-05"}, "mcp_servers.github.protocol"),
+        ({"mcp_servers.github.allow": {"sample": True}}, "mcp_servers.github.allow.sample"),
+        ({"mcp_servers.github.allow": {"sampling": "yes"}}, "mcp_servers.github.allow.sampling"),
+        ({"mcp_servers.github.allow": {"resources": ["a b"]}}, "mcp_servers.github.allow.resources.0"),
+        ({"mcp_servers.github.allow": {"resources": "*"}}, "mcp_servers.github.allow.resources"),
+        ({"mcp_servers.github.allow": {"prompts": [""]}}, "mcp_servers.github.allow.prompts.0"),
+        ({"mcp_tools": [{"name": "x", "limits": {"per_hour": 1}}]}, "mcp_tools.0.limits.per_hour"),
+        ({"mcp_tools": [{"name": "x", "limits": {"calls": "1"}}]}, "mcp_tools.0.limits.calls"),
+        ({"mcp_tools": [{"name": "x", "limits": {"calls": 1.5}}]}, "mcp_tools.0.limits.calls"),
+        ({"mcp_tools": [{"name": "x", "limits": {"per_minute": 60_001}}]}, "mcp_tools.0.limits.per_minute"),
+        ({"mcp_tools": [{"name": "x", "log_arguments": "title"}]}, "mcp_tools.0.log_arguments"),
+        ({"mcp_tools": [{"name": "x", "log_arguments": ["a\nb"]}]}, "mcp_tools.0.log_arguments.0"),
+        ({"mcp_tools": [{"name": "x", "tasks": "yes"}]}, "mcp_tools.0.tasks"),
         ({"env": {"A": 1}}, "env.A"),
         ({"env": {"A": "a\x00b"}}, "env.A"),
         ({"revocation": {"by_hand": {"who": "", "how": "x"}}}, "revocation.by_hand.who"),
@@ -267,6 +287,257 @@ def test_what_is_wrong_is_named_by_its_path(change: dict[str, Any], path: str) -
 def test_a_malformed_name_is_refused_where_it_stands(change: dict[str, Any]) -> None:
     (place,) = change
     assert refusal(json.dumps(changed(change))).path.startswith(place)
+
+
+REMOTE: Final[Mapping[str, Any]] = {
+    "url": "https://mcp.example:8443/mcp?profile=x",
+    "headers": {"X-Api-Key": "GH_TOKEN", "Authorization": {"variable": "GH_TOKEN", "prefix": "Bearer "}},
+    "protocol": "2026-07-28",
+    "allow": {
+        "resources": ["docs://handbook/*"],
+        "subscribe": True,
+        "prompts": ["review"],
+        "completion": True,
+        "logging": True,
+        "methods": ["skills/list"],
+        "notifications": ["notifications/skills/list_changed", "vendor/changed"],
+    },
+}
+OAUTH: Final = {
+    "token_url": "https://auth.example/token",
+    "client_id": "A",
+    "client_secret": "B",
+    "scopes": ["mcp:tools", "read"],
+}
+
+
+def remote(**change: Any) -> str:
+    """A spec with one remote server, as text."""
+    return json.dumps(changed({"mcp_servers.remote": {**REMOTE, **change}}))
+
+
+@requirement("spec.mcp-servers")
+def test_a_remote_server_is_read_and_written_back_without_loss() -> None:
+    spec = HandoffSpec.parse(remote())
+    server = spec.mcp_servers["remote"]
+    assert server.headers["X-Api-Key"].variable == server.headers["Authorization"].variable == "GH_TOKEN"
+    assert (server.headers["X-Api-Key"].prefix, server.headers["Authorization"].prefix) == ("", "Bearer ")
+    assert server.allow.prompts == ("review",)
+    assert not server.allow.sampling
+    assert HandoffSpec.parse(json.dumps(spec.to_dict())) == spec
+    jsonschema_rs.Draft202012Validator(SCHEMA).validate(json.loads(remote()))
+    jsonschema_rs.Draft202012Validator(SCHEMA).validate(spec.to_dict())
+
+
+@requirement("spec.mcp-servers")
+def test_the_variables_of_a_server_are_all_that_it_is_given() -> None:
+    with_client = HandoffSpec.parse(remote(headers={"X-Api-Key": "GH_TOKEN"}, oauth=OAUTH)).mcp_servers["remote"]
+    assert with_client.variables == ("GH_TOKEN", "A", "B")
+    assert HandoffSpec.parse(json.dumps(changed())).mcp_servers["github"].variables == ("GH_TOKEN",)
+
+
+@requirement("spec.mcp-servers")
+def test_one_header_said_in_two_ways_has_one_digest() -> None:
+    short, long = ({"X-Api-Key": value} for value in ("GH_TOKEN", {"variable": "GH_TOKEN", "prefix": ""}))
+    assert HandoffSpec.parse(remote(headers=short)).digest == HandoffSpec.parse(remote(headers=long)).digest
+
+
+@requirement("spec.mcp-servers")
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "",
+            "mcp.example",
+            "ftp://mcp.example/",
+            "file:///etc/passwd",
+            "//mcp.example/mcp",
+            "https://",
+            "https:///mcp",
+        ),
+        *(
+            "https://user@mcp.example/",
+            "https://user:hunter2@mcp.example/",
+            "https://@mcp.example/",
+            "https://mcp.example/#a",
+        ),
+        *("https://mcp.example/a b", "https://mcp.example/\n", " https://mcp.example/", "https://mcp.example\\@evil/"),
+        *("https://mcp.example:0/", "https://mcp.example:65536/", "https://mcp.example:99999", "https://mcp.example:/"),
+        *(
+            "https://mcp.example:80:80/",
+            "https://b\u00fccher.example/",
+            "https://mcp.example/\u2028",
+            "https://[::1/",
+            "HTTPS://a/",
+        ),
+        "https://mcp.example/" + "a" * 2000,
+    ],
+)
+def test_an_address_that_is_not_exactly_one_is_refused_and_not_quoted(url: str) -> None:
+    error = refusal(remote(url=url))
+    assert error.path == "mcp_servers.remote.url"
+    assert "hunter2" not in error.diagnostics()
+    assert refusal(remote(headers={}, oauth={**OAUTH, "token_url": url})).path == "mcp_servers.remote.oauth.token_url"
+
+
+@requirement("spec.mcp-servers")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://mcp.example",
+        "http://127.0.0.1:1/mcp",
+        "http://[::1]:8080/",
+        "https://a-b.example/p@th/x:y?a=b@c",
+        "https://x?y",
+    ],
+)
+def test_an_ordinary_address_is_read(url: str) -> None:
+    assert HandoffSpec.parse(remote(url=url)).mcp_servers["remote"].url == url
+
+
+@requirement("spec.mcp-servers")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "Host",
+            "host",
+            "Connection",
+            "Keep-Alive",
+            "TE",
+            "Trailer",
+            "Transfer-Encoding",
+            "Upgrade",
+            "Expect",
+            "Origin",
+        ),
+        *("Content-Length", "content-type", "Content-X", "Mcp-Session-Id", "MCP-Protocol-Version", "mcp-param-x"),
+        *("Accept", "Accept-Encoding", "Proxy-Authorization", "Last-Event-ID", "If-Match", "Range"),
+        *("", "X Key", "X:Key", "X\r\nHost", "X\u00e9", "X" * 65, "X-Key "),
+    ],
+)
+def test_a_header_that_the_proxy_writes_itself_or_that_is_none_is_refused(name: str) -> None:
+    assert refusal(remote(headers={name: "GH_TOKEN"})).path.startswith("mcp_servers.remote.headers.")
+
+
+@requirement("spec.mcp-servers")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"headers": {"X-Key": "GH_TOKEN", "x-key": "GH_TOKEN"}},
+        {"headers": {"authorization": "GH_TOKEN"}, "oauth": OAUTH},
+    ],
+)
+def test_a_header_given_twice_is_refused(change: dict[str, Any]) -> None:
+    assert refusal(remote(**change)).path == "mcp_servers.remote"
+
+
+@requirement("spec.mcp-servers")
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"headers": {"X-Key": "a=b"}}, "headers.X-Key"),
+        ({"headers": {"X-Key": {"variable": "GH_TOKEN", "prefix": "a\r\nHost: x"}}}, "headers.X-Key"),
+        ({"headers": {"X-Key": {"variable": "GH_TOKEN", "suffix": "x"}}}, "headers.X-Key"),
+        ({"headers": {"X-Key": {"prefix": "x"}}}, "headers.X-Key"),
+        ({"headers": {"X-Key": 1}}, "headers.X-Key"),
+        ({"headers": {}, "oauth": {**OAUTH, "scopes": ["a b"]}}, "oauth.scopes.0"),
+        ({"headers": {}, "oauth": {**OAUTH, "client_secret": GONE}}, "oauth.client_secret"),
+        ({"headers": {}, "oauth": {**OAUTH, "grant_type": "password"}}, "oauth.grant_type"),
+    ],
+)
+def test_a_wrong_header_or_client_is_named_by_its_path(change: dict[str, Any], path: str) -> None:
+    oauth = change.get("oauth")
+    if oauth is not None:
+        change = {**change, "oauth": {key: value for key, value in oauth.items() if value is not GONE}}
+    assert refusal(remote(**change)).path.startswith(f"mcp_servers.remote.{path}")
+
+
+def sdk_methods() -> list[str]:
+    """Every request and notification of every revision that the official SDK knows."""
+    from mcp_types import methods
+
+    tables = (
+        methods.CLIENT_REQUESTS,
+        methods.SERVER_REQUESTS,
+        methods.CLIENT_NOTIFICATIONS,
+        methods.SERVER_NOTIFICATIONS,
+    )
+    return sorted(
+        {method for table in tables for method, _ in table} | {"tasks/get", "tasks/list", "notifications/tasks/status"}
+    )
+
+
+@requirement("spec.mcp-reserved")
+def test_no_method_of_the_protocols_own_passes_as_custom_in_any_case() -> None:
+    assert len(sdk_methods()) > 25
+    for method in sdk_methods():
+        for spelled in (method, method.upper(), method.title(), f"{method}/x"):
+            for field in ("methods", "notifications"):
+                assert refusal(remote(allow={field: [spelled]})).path == f"mcp_servers.remote.allow.{field}.0"
+
+
+@requirement("spec.mcp-reserved")
+@pytest.mark.parametrize(
+    "method", ["", "/", "a/", "/a", "a//b", "a b", "rpc.discover", "RPC.x", "a\n", "\u0430", "*", "x/*", "a" * 129]
+)
+def test_what_is_no_method_or_is_json_rpcs_own_is_refused(method: str) -> None:
+    for field in ("methods", "notifications"):
+        assert refusal(remote(allow={field: [method]})).path == f"mcp_servers.remote.allow.{field}.0"
+
+
+MCP_SERVERS: Final = st.fixed_dictionaries(
+    {"url": st.sampled_from(["https://a.example/mcp", "http://localhost:1/", "http://b.example"])},
+    optional={
+        "headers": st.dictionaries(
+            st.sampled_from(["X-A", "X-B", "Cookie"]),
+            st.just("GH_TOKEN")
+            | st.fixed_dictionaries({"variable": st.just("A")}, optional={"prefix": st.just("Bearer ")}),
+        ),
+        "oauth": st.none() | st.just(OAUTH),
+        "protocol": st.sampled_from(["auto", "2025-11-25", "2026-07-28"]),
+        "allow": st.fixed_dictionaries(
+            {},
+            optional={
+                "resources": st.lists(st.sampled_from(["*", "a:b", "a:/*"]), max_size=2),
+                "prompts": st.lists(st.sampled_from(["a", "\u00e9 b"]), max_size=2),
+                "methods": st.lists(st.sampled_from(["x/y", "skills.list"]), max_size=2),
+                "notifications": st.lists(st.sampled_from(["notifications/x", "y"]), max_size=2),
+                **{
+                    name: st.booleans()
+                    for name in ("subscribe", "completion", "logging", "sampling", "elicitation", "roots")
+                },
+            },
+        ),
+    },
+)
+MCP_GRANTS: Final = st.fixed_dictionaries(
+    {"name": st.just("x")},
+    optional={
+        "limits": st.fixed_dictionaries(
+            {},
+            optional={"calls": st.none() | st.integers(-5, 10**6), "per_minute": st.none() | st.integers(-5, 60_000)},
+        ),
+        "log_arguments": st.lists(st.sampled_from(["title", "a b"]), max_size=2),
+        "tasks": st.booleans(),
+        "input_required": st.booleans(),
+    },
+)
+
+
+@requirement("spec.mcp-servers", "spec.round-trip")
+@slow
+@given(st.dictionaries(st.sampled_from(["one", "two"]), MCP_SERVERS), st.lists(MCP_GRANTS, max_size=2))
+def test_any_server_and_grant_is_written_back_without_loss_and_fits_the_schema(
+    found: dict[str, Any], grants: list[dict[str, Any]]
+) -> None:
+    document = changed({"mcp_servers": found, "mcp_tools": grants})
+    spec = HandoffSpec.parse(json.dumps(document))
+    again = HandoffSpec.parse(json.dumps(spec.to_dict()))
+    assert (again, again.digest) == (spec, spec.digest)
+    validator = jsonschema_rs.Draft202012Validator(SCHEMA)
+    validator.validate(document)
+    validator.validate(spec.to_dict())
 
 
 @requirement("spec.field-paths")
@@ -512,6 +783,8 @@ def test_the_schema_accepts_a_spec_with_every_surface() -> None:
             {"mcp_tools": [{"tool": "x"}]},
             {"mcp_tools": [{"name": "x", "args": {}}]},
         ),
+        *({"mcp_servers.r": {"url": "ftp://x"}}, {"mcp_servers.r": {"url": "https://u:p@x/"}}),
+        *({"mcp_tools": [{"name": "x", "limits": {"calls": "1"}}]}, {"mcp_servers.github.allow": {"all": True}}),
         *({"mcp_servers.github.command": "x"}, {"env": {"A": 1}}, {"revocation": {"velvet": "on"}}, {"operator": None}),
         {"surfaces.alpaca.paper_gate": {"cycles": 0, "passed_at": "2026-06-19T00:00:00Z", "reference": "x"}},
     ],

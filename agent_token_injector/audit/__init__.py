@@ -5,7 +5,7 @@ head goes into the signed manifest, and from then on not even its end can be cut
 """
 
 from agent_token_injector.audit.chain import ChainHead, genesis
-from agent_token_injector.audit.event import AuditEvent, Decision, DetailValue
+from agent_token_injector.audit.event import AuditEvent, Decision, DetailValue, Draft
 from agent_token_injector.audit.log import AuditLog
 from agent_token_injector.audit.verify import Verification, read_file, verify_file
 
@@ -15,6 +15,7 @@ __all__ = [
     "ChainHead",
     "Decision",
     "DetailValue",
+    "Draft",
     "Verification",
     "genesis",
     "read_file",

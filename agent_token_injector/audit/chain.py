@@ -9,16 +9,15 @@ Pure: bytes in, events out.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from hashlib import sha256
+from typing import Final, NamedTuple
 
-from pydantic import ValidationError
+import msgspec
 
-from agent_token_injector.audit.event import FORMAT, MAX_LINE, AuditEvent, Draft, without_detail
-from agent_token_injector.names import HandoffId
-from agent_token_injector.signing import canonical
+from agent_token_injector.audit.event import FORMAT, AuditEvent, Draft
+from agent_token_injector.audit.spelling import GAP, spell, spell_event, spell_text
 
 _GENESIS: Final = b"agent_token_injector audit chain v1\x00"
 
@@ -37,57 +36,75 @@ class ChainHead:
 
 def genesis(handoff: str) -> ChainHead:
     """Where the chain of a handoff begins."""
-    return ChainHead(0, "sha256:" + hashlib.sha256(_GENESIS + handoff.encode()).hexdigest())
+    return ChainHead(0, "sha256:" + sha256(_GENESIS + handoff.encode()).hexdigest())
 
 
-def seal(body: Mapping[str, Any]) -> tuple[str, bytes]:
-    """The digest of an event without its digest, and its line with it (newline included)."""
-    # Members are sorted and "digest" falls between them: two halves serve for the digest and for the line.
-    before = canonical({name: value for name, value in body.items() if name < "digest"})[1:-1]
-    after = canonical({name: value for name, value in body.items() if name > "digest"})[1:-1]
-    digest = "sha256:" + hashlib.sha256(b"{" + before + b"," + after + b"}").hexdigest()
-    return digest, b'{%b,"digest":"%b",%b}\n' % (before, digest.encode(), after)
+class Frame(NamedTuple):
+    """What all lines of one handoff have in common, in JSON where it is bytes."""
+
+    handoff: str
+    before: bytes
+    after: bytes
+
+    @classmethod
+    def of(cls, handoff: str, slug: str) -> Frame:
+        return cls(
+            handoff,
+            b'"handoff":%b,"prev":"' % spell_text(handoff),
+            b'"task_slug":%b,"v":%d}' % (spell_text(slug), FORMAT),
+        )
+
+    def seal(self, row: bytes, seq: int, prev: bytes, writer: bytes) -> tuple[bytes, bytes]:
+        """The digest of an event without its digest, and its line with it (newline included)."""
+        action, decided, reason, placed = row.split(GAP)
+        # Members are sorted and "digest" falls between them: two halves serve for the digest and for the line.
+        first = b"".join((action, writer, decided))
+        second = b"".join((self.before, prev, b'",', reason, b"%d" % seq, placed, self.after))
+        digest = b"sha256:" + sha256(first + second).hexdigest().encode()
+        return digest, b"".join((first, b'"digest":"', digest, b'",', second, b"\n"))
 
 
-def follow(head: ChainHead, handoff: HandoffId, draft: Draft, *, at: str, actor: str) -> tuple[AuditEvent, bytes]:
-    """The event that comes after `head`, and its line; a detail that no line can hold is replaced by its digest."""
-    body: dict[str, Any] = {
-        "v": FORMAT,
-        "seq": head.seq + 1,
-        "at": at,
-        "handoff": str(handoff),
-        "task_slug": str(handoff.slug),
-        "actor": actor,
-        "action": draft.action,
-        "surface": draft.surface,
-        "target": draft.target,
-        "decision": draft.decision.value,
-        "reason": draft.reason,
-        "detail": dict(draft.detail),
-        "prev": head.digest,
-    }
-    digest, line = seal(body)
-    if len(line) > MAX_LINE:
-        text = canonical(body["detail"])
-        return follow(head, handoff, without_detail(draft, len(text), text), at=at, actor=actor)
-    return AuditEvent.model_validate({**body, "decision": draft.decision, "digest": digest}), line
+def extend(
+    head: ChainHead, frame: Frame, rows: Iterable[bytes], *, at: str, actor: str
+) -> tuple[list[bytes], ChainHead]:
+    """The lines of the events that come after `head`, and the head they make."""
+    writer = _writer(actor, at)
+    seq, digest = head.seq, head.digest.encode()
+    lines = []
+    for row in rows:
+        seq += 1
+        digest, line = frame.seal(row, seq, digest, writer)
+        lines.append(line)
+    return lines, ChainHead(seq, digest.decode())
+
+
+def follow(head: ChainHead, frame: Frame, draft: Draft, *, at: str, actor: str) -> tuple[AuditEvent, bytes]:
+    """The event that a clean draft becomes after `head`, as it will be read, and its line."""
+    (line,), _ = extend(head, frame, [spell(draft)], at=at, actor=actor)
+    return read(line, frame.handoff), line
 
 
 def read(line: bytes, handoff: str) -> AuditEvent:
     """The event of one line (newline included), when it is whole and of this handoff. Raises ChainBroken."""
     try:
-        event = AuditEvent.model_validate_json(line)
-        digest, due = seal(event.model_dump(mode="json", exclude={"digest"}))
-    except (ValidationError, ValueError):
-        # A ValidationError quotes the line; what we say does not.
+        event = AuditEvent.from_dict(msgspec.json.decode(line))
+    except (ValueError, RecursionError):
+        # It may quote the line; what we say does not.
         raise ChainBroken("it was altered: it is not an audit event") from None
-    if digest != event.digest:
+    frame = Frame.of(event.handoff, event.task_slug)
+    prev = spell_text(event.prev)[1:-1]
+    digest, due = frame.seal(spell_event(event), event.seq, prev, _writer(event.actor, event.at))
+    if digest != event.digest.encode():
         raise ChainBroken("it was altered: its digest does not fit its content")
     if line != due:
         raise ChainBroken("it was altered: it is not spelled as an audit event is")
     if event.handoff != handoff:
         raise ChainBroken("it was altered: it belongs to the chain of another handoff")
     return event
+
+
+def _writer(actor: str, at: str) -> bytes:
+    return b'"actor":%b,"at":%b,' % (spell_text(actor), spell_text(at))
 
 
 def read_after(head: ChainHead, line: bytes, handoff: str) -> AuditEvent:

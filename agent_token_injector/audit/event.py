@@ -2,19 +2,20 @@
 
 An event is flat and bounded, so that a line can be read by eye and so that nobody can flood a chain through the name of
 a tool: longer texts are cut, with a note of how much is missing.
+
+No pydantic here: the MCP proxy's engine writes events, and has to stay small and quick to start.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from types import MappingProxyType, NoneType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from agent_token_injector.clock import parse_iso
 
@@ -23,17 +24,24 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 1
 MAX_TEXT: Final = 2048
+MAX_NAME: Final = 128
 MAX_ITEMS: Final = 256
 MAX_LINE: Final = 256 * 1024
 """No line of a chain is longer than this, in bytes, its newline included."""
 
-_SAFE_INTEGER: Final = 2**53 - 1
-"""RFC 8785 holds numbers to what every JSON reader can represent."""
+MAX_DETAIL: Final = MAX_LINE - 64 * 1024
+"""So much of a line is left to the detail, in bytes: the texts beside it take less than the rest, though each character
+were escaped."""
 
-_URGENT: Final = ("mint.", "revoke.", "spawn.", "approval.", "provision.")
+SAFE_INTEGER: Final = 2**53 - 1
+"""RFC 8785 holds numbers to what every JSON reader can represent."""
 
 DetailValue = str | int | float | bool | None | list[str]
 Detail = Mapping[str, DetailValue]
+
+_NOTHING: Final[Detail] = MappingProxyType({})
+_AT: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
+_URGENT: Final = ("mint.", "revoke.", "spawn.", "approval.", "provision.")
 
 
 class Decision(StrEnum):
@@ -45,18 +53,21 @@ class Decision(StrEnum):
     FAILED = "failed"
 
 
-class AuditEvent(BaseModel):
+_REFUSED: Final = Decision.REFUSED
+_FAILED: Final = Decision.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
     """One line of a handoff's chain.
 
     `seq` counts from 1. `prev` is the digest of the event before, and the handoff's genesis for the first. `digest` is
     the SHA-256 of the RFC 8785 form of everything else.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     v: Literal[1]
-    seq: int = Field(ge=1, le=_SAFE_INTEGER)
-    at: str = Field(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z\z")
+    seq: int
+    at: str
     handoff: str
     task_slug: str
     actor: str
@@ -65,9 +76,35 @@ class AuditEvent(BaseModel):
     target: str
     decision: Decision
     reason: str
-    detail: Mapping[str, DetailValue]
+    detail: Detail
     prev: str
     digest: str
+
+    @classmethod
+    def from_dict(cls, document: object) -> AuditEvent:
+        """The event that a JSON document is, its members neither more nor fewer, each of its exact type.
+
+        Raises ValueError, which quotes nothing of the document.
+        """
+        if type(document) is not dict or document.keys() != _MEMBERS:
+            raise ValueError("not the members of an audit event")
+        if set(map(type, map(document.__getitem__, _TEXTS))) != {str} or not _AT.fullmatch(document["at"]):
+            raise ValueError("a text of an audit event is none, or its time is not written as one")
+        version, seq, detail = document["v"], document["seq"], document["detail"]
+        if type(version) is not int or version != FORMAT:
+            raise ValueError("an audit event of another format")
+        if type(seq) is not int or not 1 <= seq <= SAFE_INTEGER:
+            raise ValueError("an audit event without its number")
+        if type(detail) is not dict or not all(map(_is_value, detail.values())):
+            raise ValueError("an audit event with a detail that is not flat")
+        if document["decision"] not in _DECISIONS:
+            raise ValueError("an audit event without a decision")
+        return cls(**{**document, "decision": Decision(document["decision"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event as JSON has it."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in _ORDER}
+        return values | {"decision": str(self.decision), "detail": dict(self.detail)}
 
     @property
     def when(self) -> datetime:
@@ -75,30 +112,59 @@ class AuditEvent(BaseModel):
         return parse_iso(self.at)
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """An event that has no place in a chain yet; masked, cut, and safe to keep."""
+_ORDER: Final = tuple(one.name for one in fields(AuditEvent))
+_MEMBERS: Final = frozenset(_ORDER)
+_TEXTS: Final = tuple(name for name in _ORDER if name not in {"v", "seq", "detail"})
+_DECISIONS: Final = frozenset(map(str, Decision))
+
+
+def _is_value(value: object) -> bool:
+    kind = type(value)
+    if kind is int:
+        return -SAFE_INTEGER <= value <= SAFE_INTEGER  # type: ignore[operator] # known by its exact type
+    if kind is float:
+        # A whole number is written without a fraction (RFC 8785), and read back as an integer or not at all.
+        return math.isfinite(value) and not value.is_integer()  # type: ignore[arg-type,attr-defined] # the same
+    if kind is list:
+        return all(type(item) is str for item in value)  # type: ignore[attr-defined] # the same
+    return kind is str or kind is bool or kind is NoneType
+
+
+class Draft(NamedTuple):
+    """An event that has no place in a chain yet. A tuple, because the proxy makes two for every call."""
 
     action: str
     decision: Decision
     surface: str = ""
     target: str = ""
     reason: str = ""
-    detail: Detail = field(default_factory=dict)
+    detail: Detail = _NOTHING
 
     @property
     def urgent(self) -> bool:
         """Whether it has to be on disk before anyone goes on."""
-        return self.decision in {Decision.REFUSED, Decision.FAILED} or self.action.startswith(_URGENT)
+        return self.decision is _REFUSED or self.decision is _FAILED or self.action.startswith(_URGENT)
 
     def adding(self, **more: DetailValue) -> Draft:
         """The same event with more detail."""
-        return Draft(self.action, self.decision, self.surface, self.target, self.reason, {**self.detail, **more})
+        return self._replace(detail={**self.detail, **more})
+
+    def cleaned(self, redactor: Redactor) -> Draft:
+        """The event as a chain may hold it: masked, cut, every value of a type that an event holds."""
+        return Draft(
+            clean(self.action, redactor),
+            self.decision,
+            clean(self.surface, redactor),
+            clean(self.target, redactor),
+            clean(self.reason, redactor),
+            clean_detail(self.detail, redactor),
+        )
 
 
 def stamp(at: datetime) -> str:
     """`at` in UTC with microseconds and a `Z`."""
-    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    utc = at if at.tzinfo is UTC else at.astimezone(UTC)
+    return utc.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def clean(text: str, redactor: Redactor, limit: int = MAX_TEXT) -> str:
@@ -112,10 +178,21 @@ def clean(text: str, redactor: Redactor, limit: int = MAX_TEXT) -> str:
 def clean_detail(detail: Mapping[str, Any], redactor: Redactor) -> Detail:
     """A flat detail as an event may hold it. What is not of a type that an event holds is taken as its `str`."""
     kept = list(detail.items())[:MAX_ITEMS]
-    result = {clean(str(name), redactor, 128): _clean_value(value, redactor) for name, value in kept}
+    result = {clean(str(name), redactor, MAX_NAME): _clean_value(value, redactor) for name, value in kept}
     if len(detail) > len(kept):
         result["..."] = len(detail) - len(kept)
     return result
+
+
+def texts_of(draft: Draft) -> Iterable[str]:
+    """Everything in a draft that could hold a secret, as text: names and numbers too."""
+    yield from (draft.action, draft.surface, draft.target, draft.reason)
+    for name, value in draft.detail.items():
+        yield name
+        if isinstance(value, list):
+            yield from value
+        else:
+            yield str(value)
 
 
 def _clean_value(value: Any, redactor: Redactor) -> DetailValue:
@@ -136,10 +213,4 @@ def _number(value: float) -> int | float | str:
         return str(value)
     # RFC 8785 writes 1.0 as 1: the event in memory is then the one that is read back.
     whole = int(value) if value == int(value) else value
-    return whole if abs(whole) <= _SAFE_INTEGER else str(value)
-
-
-def without_detail(draft: Draft, size: int, text: bytes) -> Draft:
-    """The event with a digest in place of a detail that no line can hold."""
-    cut: Detail = {"cut_bytes": size, "cut_sha256": hashlib.sha256(text).hexdigest()}
-    return Draft(draft.action, draft.decision, draft.surface, draft.target, draft.reason, cut)
+    return whole if abs(whole) <= SAFE_INTEGER else str(value)

@@ -22,12 +22,12 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from agent_token_injector.audit.chain import ChainBroken, ChainHead, genesis, head_of, read, read_after
-from agent_token_injector.audit.event import MAX_LINE, AuditEvent, Draft
+from agent_token_injector.audit.chain import ChainBroken, ChainHead, Frame, genesis, head_of, read, read_after
+from agent_token_injector.audit.event import MAX_LINE, Draft
 from agent_token_injector.errors import AuditUnavailable
 from agent_token_injector.names import HandoffId
 
@@ -63,7 +63,10 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._place = os.fspath(path)
+        self._what = f"the audit directory {path}"
         self._fd: int | None = None
+        self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock()
 
     def open(self, *, create: bool) -> int:
@@ -77,16 +80,17 @@ class Directory:
                     if create:
                         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
                     self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | _OPEN)
-                held, there = os.fstat(self._fd), os.lstat(self.path)
+                    self._identity = _identity(os.fstat(self._fd))
+                there = os.lstat(self._place)
             except FileNotFoundError as error:
                 if self._fd is None and not create:
                     raise NoChain from None
-                raise unavailable(f"the audit directory {self.path} is gone", error) from None
+                raise unavailable(f"{self._what} is gone", error) from None
             except OSError as error:
-                raise unavailable(f"the audit directory {self.path} cannot be opened", error) from None
-            if (held.st_dev, held.st_ino) != (there.st_dev, there.st_ino):
-                raise AuditUnavailable(f"the audit directory {self.path} was replaced while it was in use", hint=_HINT)
-            _check_ours(held, 0o700, f"the audit directory {self.path}")
+                raise unavailable(f"{self._what} cannot be opened", error) from None
+            if self._identity != _identity(there):
+                raise AuditUnavailable(f"{self._what} was replaced while it was in use", hint=_HINT)
+            _check_ours(there, 0o700, self._what)
             return self._fd
 
     def names(self) -> list[str]:
@@ -103,10 +107,14 @@ class Directory:
                 self._fd = None
 
 
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
 def _check_ours(found: os.stat_result, mode: int, what: str) -> None:
     if found.st_uid != os.geteuid():
         raise AuditUnavailable(f"{what} belongs to another user", hint="move it away, or run as its owner")
-    if stat.S_IMODE(found.st_mode) & 0o777 != mode:
+    if found.st_mode & 0o777 != mode:
         raise AuditUnavailable(
             f"{what} has mode {stat.S_IMODE(found.st_mode):04o}",
             cause=f"only {mode:04o} keeps it from other users",
@@ -117,13 +125,16 @@ def _check_ours(found: os.stat_result, mode: int, what: str) -> None:
 class ChainFile:
     """The file of one chain as one process knows it. Use it between `held()` only.
 
-    `head` is the last event, `torn` what a killed writer left behind it, `spool` the events that could not be written
-    yet, oldest first, `placed` whether the file's entry in the directory goes to disk with its lines.
+    `frame` is what its lines have in common, `head` the last event, `torn` what a killed writer left behind it, `spool`
+    the events that could not be written yet, oldest first, `placed` whether the file's entry in the directory goes to
+    disk with its lines.
     """
 
     def __init__(self, directory: Directory, handoff: HandoffId) -> None:
         self.handoff = handoff
         self.name = f"{handoff}{SUFFIX}"
+        self._what = f"the audit chain {self.name}"
+        self.frame = Frame.of(str(handoff), str(handoff.slug))
         self.head: ChainHead = genesis(str(handoff))
         self.torn = b""
         self.spool: deque[Draft] = deque()
@@ -143,10 +154,6 @@ class ChainFile:
             raise RuntimeError(f"{self._what} is used outside held()")
         return self._fd
 
-    @property
-    def _what(self) -> str:
-        return f"the audit chain {self.name}"
-
     @contextlib.contextmanager
     def held(self, deadline: float, *, create: bool) -> Iterator[None]:
         """Hold the chain against every other writer, caught up with what they wrote.
@@ -161,8 +168,7 @@ class ChainFile:
             self._open(create=create)
             self._flock(until, deadline)
             try:
-                self._check_in_place()
-                self._catch_up()
+                self._catch_up(self._check_in_place())
                 yield
             except OSError as error:
                 raise unavailable(f"{self._what} cannot be read", error) from None
@@ -171,25 +177,29 @@ class ChainFile:
         finally:
             self._mutex.release()
 
-    def append(self, event: AuditEvent, line: bytes) -> None:
-        """Write the next line. Raises AuditUnavailable, with the file as it was."""
+    def append(self, lines: Sequence[bytes], head: ChainHead) -> None:
+        """Write the next lines in one go; `head` is then the chain's.
+
+        Raises AuditUnavailable, with the file as it was, or with its last line torn where not even that can be had.
+        """
+        data = b"".join(lines)
         try:
-            self._write(line)
+            self._write(data)
         except OSError as error:
             # Half a line would be taken for a killed writer's; when even this fails, that is how it is closed off.
             with contextlib.suppress(OSError):
                 os.ftruncate(self.fd, self._end)
             raise unavailable(f"{self._what} cannot be written", error) from None
-        self._advance(event, line)
+        self._advance(head, lines[-1], len(data))
 
-    def close_off(self, event: AuditEvent, line: bytes, *, at: str, sync: Callable[[int], None]) -> None:
-        """Move what a killed writer left to the side file and write `event`, which tells of it, in its place.
+    def close_off(self, line: bytes, head: ChainHead, *, at: str, sync: Callable[[int], None]) -> None:
+        """Move what a killed writer left to the side file and write `line`, which tells of it, in its place.
 
         A crash at any step leaves either the torn piece or a new one, never a chain without a word of it.
         """
         entry = {
             "at": at,
-            "seq": event.seq,
+            "seq": head.seq,
             "length": len(self.torn),
             "sha256": hashlib.sha256(self.torn).hexdigest(),
             "bytes": base64.b64encode(self.torn).decode("ascii"),
@@ -212,7 +222,7 @@ class ChainFile:
         except OSError as error:
             raise unavailable(f"{self._what} cannot be closed off behind a killed writer", error) from None
         self.torn = b""
-        self._advance(event, line)
+        self._advance(head, line, len(line))
 
     def release(self, may_close: Callable[[int], bool]) -> None:
         """Close the file, to be opened again when it is needed; not when it is in use or may not be closed yet."""
@@ -236,19 +246,27 @@ class ChainFile:
         )
 
     def _open(self, *, create: bool) -> None:
-        directory = self._directory.open(create=create)
         if self._fd is not None:
             return
+        directory = self._directory.open(create=create)
         # A chain that we know is never made anew.
         make = os.O_CREAT if create and self._identity is None else 0
         try:
-            self._fd = os.open(self.name, os.O_RDWR | make | _OPEN, 0o600, dir_fd=directory)
+            fd = os.open(self.name, os.O_RDWR | make | _OPEN, 0o600, dir_fd=directory)
         except FileNotFoundError as error:
             if self._identity is None:
                 raise NoChain from None
             raise unavailable(f"{self._what} is gone", error) from None
         except OSError as error:
             raise unavailable(f"{self._what} cannot be opened", error) from None
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(fd)
+            raise AuditUnavailable(f"{self._what} is not a file", hint=_HINT)
+        if self._identity not in {None, _identity(found)}:
+            os.close(fd)
+            raise self._replaced()
+        self._fd, self._identity = fd, _identity(found)
 
     def _flock(self, until: float, deadline: float) -> None:
         # flock has no deadline of its own. The waits differ, so that writers do not wait in step; they are real time,
@@ -265,24 +283,20 @@ class ChainFile:
             else:
                 return
 
-    def _check_in_place(self) -> None:
-        held = os.fstat(self.fd)
-        if not stat.S_ISREG(held.st_mode):
-            raise AuditUnavailable(f"{self._what} is not a file", hint=_HINT)
-        _check_ours(held, 0o600, self._what)
+    def _check_in_place(self) -> int:
+        """The size of the file, when it is the one we left and stands where it stood. Raises AuditUnavailable."""
         try:
             there = os.stat(self.name, dir_fd=self._directory.open(create=False), follow_symlinks=False)
         except FileNotFoundError as error:
             raise unavailable(f"{self._what} was deleted while it was in use", error) from None
-        identity = (held.st_dev, held.st_ino)
-        if identity != (there.st_dev, there.st_ino) or self._identity not in {None, identity}:
-            raise AuditUnavailable(f"{self._what} was replaced while it was in use", hint=_HINT)
-        if held.st_nlink != 1:
+        if self._identity != _identity(there):
+            raise self._replaced()
+        _check_ours(there, 0o600, self._what)
+        if there.st_nlink != 1:
             raise AuditUnavailable(f"{self._what} has a second name", cause="it is hard-linked", hint=_HINT)
-        self._identity = identity
+        return there.st_size
 
-    def _catch_up(self) -> None:
-        size = os.fstat(self.fd).st_size
+    def _catch_up(self, size: int) -> None:
         if not self._loaded:
             self._load_tail(size)
             return
@@ -332,21 +346,24 @@ class ChainFile:
             event = read_after(self.head, line, str(self.handoff))
         except ChainBroken as broken:
             raise self._altered(f"event {self.head.seq + 1}: {broken}") from None
-        self._advance(event, line)
+        self._advance(head_of(event), line, len(line))
 
     def _check_length(self, torn: bytes) -> None:
         if len(torn) > MAX_LINE:
             raise self._altered("what stands at its end is longer than any line that we write")
 
-    def _advance(self, event: AuditEvent, line: bytes) -> None:
-        self.head = head_of(event)
-        self._last = line
-        self._end += len(line)
+    def _advance(self, head: ChainHead, last: bytes, size: int) -> None:
+        self.head = head
+        self._last = last
+        self._end += size
+
+    def _replaced(self) -> AuditUnavailable:
+        return AuditUnavailable(f"{self._what} was replaced while it was in use", hint=_HINT)
 
     def _altered(self, cause: str) -> AuditUnavailable:
         return AuditUnavailable(f"{self._what} was altered", cause=cause, hint=_HINT)
 
-    def _write(self, line: bytes) -> None:
-        done = 0
-        while done < len(line):
-            done += os.pwrite(self.fd, line[done:], self._end + done)
+    def _write(self, data: bytes) -> None:
+        done = os.pwrite(self.fd, data, self._end)
+        while done < len(data):
+            done += os.pwrite(self.fd, data[done:], self._end + done)

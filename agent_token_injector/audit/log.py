@@ -1,8 +1,9 @@
 """The audit log: every access of every handoff, written down before it happens (H5), without a value (H6).
 
 `record` returns once the line is written; what must not be lost is on disk by then, the rest within 100 ms. It raises
-AuditUnavailable when it cannot promise that, and whoever called it does not act. Revocation alone may not wait for
-audit (D10): `record_or_spool` never raises and never waits long, and says when it could not keep up.
+AuditUnavailable when it cannot promise that, and whoever called it does not act. `append` writes many events in one go
+and leaves the disk to `stalled`: for whoever may never wait. Revocation alone may not wait for audit (D10):
+`record_or_spool` never raises and never waits long, and says when it could not keep up.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ import atexit
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from pydantic import SecretStr
-
-from agent_token_injector.audit.chain import ChainHead, follow, genesis
-from agent_token_injector.audit.event import AuditEvent, Decision, Draft, clean, clean_detail, stamp
+from agent_token_injector.audit.chain import ChainHead, extend, follow, genesis, head_of
+from agent_token_injector.audit.event import AuditEvent, Decision, Draft, clean, stamp
 from agent_token_injector.audit.files import SUFFIX, ChainFile, Directory, NoChain
+from agent_token_injector.audit.spelling import spell_batch
 from agent_token_injector.audit.sync import GroupSync
 from agent_token_injector.audit.verify import Verification, read_file, verify_file
 from agent_token_injector.clock import Clock
 from agent_token_injector.errors import AuditUnavailable
-from agent_token_injector.masking import Redactor
+from agent_token_injector.masking import Redactor, Secret
 from agent_token_injector.names import HandoffId
 
 LOCK_DEADLINE: Final = 2.0
@@ -68,18 +69,20 @@ class AuditLog:
         durability: Literal["group", "sync"] = "group",
         deadline: float = LOCK_DEADLINE,
         _sync: Callable[[int], None] = os.fsync,
+        _monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.degraded = False
         self._directory = Directory(directory)
         self._clock = clock
-        self._actor = actor
         self._redactor = redactor if redactor is not None else Redactor()
+        self._actor = clean(actor, self._redactor)
         self._durability = durability
         self._deadline = deadline
         self._sync_one = _sync
-        self._sync = GroupSync(_sync)
+        self._sync = GroupSync(_sync, _monotonic)
         self._guard = threading.Lock()
         self._chains: dict[HandoffId, ChainFile] = {}
+        self._latest: ChainFile | None = None
         self._closed = False
         self._pid = os.getpid()
         atexit.register(self.close)
@@ -96,6 +99,26 @@ class AuditLog:
             # What went wrong inside the block is not hidden by what followed from it.
             if error is None:
                 raise
+
+    @property
+    def directory(self) -> Path:
+        """Where the chains are."""
+        return self._directory.path
+
+    @property
+    def actor(self) -> str:
+        """Who writes."""
+        return self._actor
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that a writer waits for a chain."""
+        return self._deadline
+
+    @property
+    def durability(self) -> Literal["group", "sync"]:
+        """Which events are on disk on return."""
+        return self._durability
 
     def record(
         self,
@@ -149,10 +172,44 @@ class AuditLog:
             return False
         return True
 
-    def add_secrets(self, secrets: Iterable[SecretStr]) -> None:
+    def append(self, handoff: HandoffId, drafts: Sequence[Draft]) -> int:
+        """Write many events under one lock, in one write and at one time, behind all that were spooled.
+
+        The drafts are masked and cut as `record` does it. Does not wait for the disk (unless durability is `sync`); an
+        urgent draft hurries it. Returns a ticket for `on_disk`, 0 for no drafts.
+
+        Raises AuditUnavailable: then nothing of the batch is to be relied on, though some of its events may stand in
+        the chain. Raises TypeError, with nothing written, for a draft whose action or other text is none.
+        """
+        if not drafts:
+            return 0
+        rows = spell_batch(drafts, self._redactor)
+        chain = self._writable(handoff)
+        with chain.held(self._deadline, create=True):
+            self._prepare(chain)
+            lines, head = extend(chain.head, chain.frame, rows, at=stamp(self._clock.now()), actor=self._actor)
+            chain.append(lines, head)
+            ticket = self._sync.mark(chain.fd, urgent=any(draft.urgent for draft in drafts))
+        if self._durability == "sync" and not self._sync.wait(ticket, SYNC_DEADLINE):
+            raise self._not_synced()
+        return ticket
+
+    def on_disk(self, ticket: int, seconds: float = SYNC_DEADLINE) -> bool:
+        """Wait up to `seconds` until what a ticket of `append` stands for is on disk; whether it is."""
+        return self._sync.wait(ticket, seconds)
+
+    def stalled(self, seconds: float) -> bool:
+        """Whether something written has been waiting for the disk for longer than `seconds`: the disk hangs, or failed.
+
+        Whoever does not wait for the disk asks this before acting, and does not act.
+        """
+        return self._sync.stalled(seconds)
+
+    def add_secrets(self, secrets: Iterable[str | Secret]) -> None:
         """Mask these too, in every later event."""
         with self._guard:
             self._redactor = self._redactor.with_secrets(secrets)
+            self._actor = clean(self._actor, self._redactor)
 
     def head(self, handoff: HandoffId) -> ChainHead:
         """The last event of a chain, on disk: what a manifest is bound to. Raises AuditUnavailable."""
@@ -239,33 +296,30 @@ class AuditLog:
         reason: str,
         detail: Mapping[str, Any] | None,
     ) -> Draft:
-        redactor = self._redactor
-        return Draft(
-            action=clean(action, redactor),
-            decision=decision,
-            surface=clean(surface, redactor),
-            target=clean(target, redactor),
-            reason=clean(reason, redactor),
-            detail=clean_detail(detail or {}, redactor),
-        )
+        return Draft(action, decision, surface, target, reason, detail or {}).cleaned(self._redactor)
 
     def _chain(self, handoff: HandoffId) -> ChainFile:
         with self._guard:
+            if self._latest is not None and self._latest.handoff is handoff:
+                return self._latest
             chain = self._chains.pop(handoff, None) or ChainFile(self._directory, handoff)
             # Most recently used last: a dispatcher of many handoffs keeps few files open.
-            self._chains[handoff] = chain
+            self._chains[handoff] = self._latest = chain
             opened = [other for other in self._chains.values() if other.is_open]
             for other in opened[: max(0, len(opened) - _MAX_OPEN)]:
                 other.release(lambda fd: not self._sync.holds(fd))
             return chain
 
-    def _write(self, handoff: HandoffId, draft: Draft, wait: float) -> tuple[AuditEvent, int]:
+    def _writable(self, handoff: HandoffId) -> ChainFile:
         if self._closed:
             raise AuditUnavailable("the audit log is closed", hint="open another")
         if self._pid != os.getpid():
             # A file's lock belongs to whoever has it open, and parent and child have it open together.
             raise AuditUnavailable("the audit log was opened before this process was forked", hint="open another")
-        chain = self._chain(handoff)
+        return self._chain(handoff)
+
+    def _write(self, handoff: HandoffId, draft: Draft, wait: float) -> tuple[AuditEvent, int]:
+        chain = self._writable(handoff)
         with chain.held(wait, create=True):
             self._prepare(chain)
             return self._put(chain, draft)
@@ -290,7 +344,7 @@ class AuditLog:
 
     def _put(self, chain: ChainFile, draft: Draft) -> tuple[AuditEvent, int]:
         event, line = self._follow(chain, draft, stamp(self._clock.now()))
-        chain.append(event, line)
+        chain.append([line], head_of(event))
         return event, self._sync.mark(chain.fd, urgent=draft.urgent)
 
     def _close_off(self, chain: ChainFile) -> None:
@@ -302,11 +356,11 @@ class AuditLog:
             detail={"length": len(chain.torn), "sha256": hashlib.sha256(chain.torn).hexdigest()},
         )
         event, line = self._follow(chain, draft, at)
-        chain.close_off(event, line, at=at, sync=self._sync_one)
+        chain.close_off(line, head_of(event), at=at, sync=self._sync_one)
         self._sync.mark(chain.fd, urgent=True)
 
     def _follow(self, chain: ChainFile, draft: Draft, at: str) -> tuple[AuditEvent, bytes]:
-        return follow(chain.head, chain.handoff, draft, at=at, actor=clean(self._actor, self._redactor))
+        return follow(chain.head, chain.frame, draft, at=at, actor=self._actor)
 
     def _not_synced(self) -> AuditUnavailable:
         return AuditUnavailable(

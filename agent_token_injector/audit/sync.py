@@ -7,6 +7,7 @@ failed, nobody knows what is on disk (the kernel may have dropped the pages), so
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -15,10 +16,16 @@ GROUP_WINDOW: Final = 0.05
 
 
 class GroupSync:
-    """Syncs file descriptors in a daemon thread, started when it is first needed."""
+    """Syncs file descriptors in a daemon thread, started when it is first needed.
 
-    def __init__(self, sync: Callable[[int], None]) -> None:
+    Args:
+        sync: puts one descriptor's content on disk.
+        monotonic: tells seconds. A disk keeps real time, so this is not the clock that dates events.
+    """
+
+    def __init__(self, sync: Callable[[int], None], monotonic: Callable[[], float] = time.monotonic) -> None:
         self._sync = sync
+        self._monotonic = monotonic
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._dirty: set[int] = set()
@@ -26,6 +33,8 @@ class GroupSync:
         self._marked = 0
         self._taken = 0
         self._synced = 0
+        self._dirty_since = 0.0
+        self._syncing_since = 0.0
         self._hurry = False
         self._stopping = False
         self._failure: str | None = None
@@ -40,6 +49,8 @@ class GroupSync:
         with self._changed:
             # Waking the thread at every line would cost more than the line.
             news = not self._dirty or (urgent and not self._hurry)
+            if not self._dirty:
+                self._dirty_since = self._monotonic()
             self._dirty.add(fd)
             self._marked += 1
             self._hurry = self._hurry or urgent
@@ -50,6 +61,16 @@ class GroupSync:
                 self._take()
                 self._settle(self._sync_all())
             return self._marked
+
+    def stalled(self, seconds: float) -> bool:
+        """Whether something has been waiting for the disk for longer than `seconds`, or will for ever."""
+        with self._changed:
+            if self._failure is not None:
+                return True
+            if not self._syncing and not self._dirty:
+                return False
+            since = self._syncing_since if self._syncing else self._dirty_since
+            return self._monotonic() - since > seconds
 
     def holds(self, fd: int) -> bool:
         """Whether `fd` still has to be synced, and so may not be closed."""
@@ -100,6 +121,7 @@ class GroupSync:
 
     def _take(self) -> None:
         self._syncing = frozenset(self._dirty)
+        self._syncing_since = self._dirty_since
         self._dirty.clear()
         self._hurry = False
         self._taken = self._marked

@@ -27,6 +27,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "supply": "Store a credential that only a person can make.",
         "provision": "Mint every credential of a spec, or none.",
         "spawn": "Start an agent with exactly its handoff.",
+        "proxy": "Serve a handoff's MCP tools, and start no agent.",
         "exec": "Provision, run a job, and revoke when it ends.",
         "list": "List the handoffs in the vault.",
         "show": "Show one handoff's manifest.",

@@ -30,7 +30,7 @@ def show(handoff_id: str, as_json: bool) -> None:
     with open_context() as ctx:
         events = list(ctx.audit.events(_parse(handoff_id)))
     if as_json:
-        emit([event.model_dump(mode="json") for event in events])
+        emit([event.to_dict() for event in events])
         return
     from rich.markup import escape
 

@@ -28,6 +28,7 @@ from agent_token_injector.lease import describe_limit
 from agent_token_injector.leftovers import SurfaceOutcome
 from agent_token_injector.manifest import ProvisionManifest
 from agent_token_injector.masking import MASK
+from agent_token_injector.mcp_proxy.servers import resolve_command
 from agent_token_injector.names import SecretGlob, VaultPath
 from agent_token_injector.provisioning import provision
 from agent_token_injector.revocation import revoke
@@ -35,7 +36,7 @@ from agent_token_injector.sandbox import Sandbox
 from agent_token_injector.sandbox.github import SandboxGitHub
 from agent_token_injector.session_context import admit, build_session_context
 from agent_token_injector.settings import Settings
-from agent_token_injector.spawn import resolve_command, spawn_handoff
+from agent_token_injector.spawn import spawn_handoff
 from agent_token_injector.spec import HandoffSpec
 from agent_token_injector.surfaces.stripe_permissions import wanted
 

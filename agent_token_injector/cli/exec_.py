@@ -61,7 +61,9 @@ def command(
         try:
             manifest = _provision(loaded, ctx, approvals=approvals, supplied=given)
             launcher = signals.launching(make_launcher(argv, cwd, as_json=as_json))
-            with spawn_handoff(manifest.handoff_id, launcher, ctx=ctx, revoke_on_exit=not keep) as handoff:
+            with spawn_handoff(
+                manifest.handoff_id, launcher, ctx=ctx, revoke_on_exit=not keep, worktree=cwd or Path.cwd()
+            ) as handoff:
                 signals.wait(handoff)
             receipt = handoff.stop()
         except BaseException:

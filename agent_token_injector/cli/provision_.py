@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 def command(spec: Path, approvals_file: Path | None, supplies: tuple[str, ...], as_json: bool) -> None:
     """Mint every credential that SPEC asks for, verify each, and sign the manifest; or leave none behind.
 
-    Prints the handoff's id. No secret is printed, here or anywhere.
+    The spec's MCP servers are started once, to pin what each granted tool is; what is another tool by the time the
+    agent runs is withdrawn. Prints the handoff's id. No secret is printed, here or anywhere.
     """
     from agent_token_injector.provisioning import provision
 
@@ -68,6 +69,11 @@ def reporter() -> Progress:
         elif step == "minted":
             lease = detail["lease"]
             console.print(f"[green]✓[/] {surface}: read back as asked, {lease.describe_lifetime()}")
+        elif step == "listing":
+            console.print(f"[cyan]…[/] {surface}: asking {escape(', '.join(detail['servers']))} what the tools are")
+        elif step == "listed":
+            count = len(detail["tools"])
+            console.print(f"[green]✓[/] {surface}: {count} tool{'' if count == 1 else 's'} pinned")
         elif step == "undoing":
             console.print("[red]✗[/] undoing what was minted")
 

@@ -39,5 +39,8 @@ def command(handoff_id: str, as_json: bool) -> None:
         console.print(f"  revoked: {escape(lease.kill_latency)}; by hand: {escape(lease.revoke_by_hand)}", style="dim")
     for record in manifest.secrets:
         console.print(f"  {record.name} -> {record.env}", style="dim")
+    for tool in manifest.tools:
+        # Escaped twice over: what a server calls its tool must neither move a cursor nor be read as markup.
+        console.print(f"  tool {escape(ascii(f'{tool.server}/{tool.tool}')[1:-1])}  {tool.digest[:19]}", style="dim")
     for approval in manifest.approvals:
         console.print(f"  approved: {approval.surface} {approval.mode} by {escape(approval.operator)}")

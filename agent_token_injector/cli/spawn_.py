@@ -34,7 +34,9 @@ def command(handoff_id: str, argv: tuple[str, ...], cwd: Path | None, revoke_on_
     handoff_id = str(parse_handoff(handoff_id, "nothing was launched"))
     with open_context() as ctx, AgentSignals() as signals:
         launcher = signals.launching(make_launcher(argv, cwd, as_json=as_json))
-        with spawn_handoff(handoff_id, launcher, ctx=ctx, revoke_on_exit=revoke_on_exit) as handoff:
+        with spawn_handoff(
+            handoff_id, launcher, ctx=ctx, revoke_on_exit=revoke_on_exit, worktree=cwd or Path.cwd()
+        ) as handoff:
             signals.wait(handoff)
         receipt = handoff.stop()
     return finish(receipt, as_json=as_json)
@@ -61,7 +63,7 @@ def finish(receipt: SpawnReceipt, *, as_json: bool) -> int:
     if receipt.revocation is not None:
         print_receipt(receipt.revocation, prose())
     code = receipt.agent.exit_code if receipt.agent is not None else None
-    if receipt.reason in {"expired", "revoked", "vault-unreachable"} or code is None:
+    if receipt.reason in {"expired", "revoked", "vault-unreachable", "mcp-proxy-failed"} or code is None:
         return ExitCode.RESIDUE if residue else ExitCode.FAILED_CLEAN
     if code == 0 and residue:
         return ExitCode.RESIDUE

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from agent_token_injector.gate_rules.case import Case, Finding, forbidden_name
-from agent_token_injector.policy import GRANTED_NAMES
-from agent_token_injector.spec import ToolGrant, thaw
+from agent_token_injector.policy import CREDENTIAL_NAMES, GRANTED_NAMES, name_matches
+from agent_token_injector.spec import McpServer, ToolGrant, thaw
 
 SCHEMA_REF: Final = re.compile(r"\$(?:dynamic|recursive)?ref", re.IGNORECASE)
 TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
+NARROW_PREFIX: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{0,3}[^/*][^*]*\*", re.ASCII)
+"""A prefix of resources that says more than a scheme, and is one: its only `*` stands at the end."""
 
 
 def tools(case: Case) -> Iterator[Finding]:
@@ -19,7 +23,11 @@ def tools(case: Case) -> Iterator[Finding]:
     yield from _lists(case)
     for grant in case.spec.mcp_tools:
         yield from _grant(case, grant)
-    yield from _server_env(case)
+        yield from _use(case, grant)
+    for name, server in case.spec.mcp_servers.items():
+        yield from _secrets(case, name, server)
+        yield from _addresses(name, server)
+        yield from _allowed(name, server)
 
 
 def _lists(case: Case) -> Iterator[Finding]:
@@ -81,18 +89,98 @@ def _is_vault(case: Case, grant: ToolGrant) -> bool:
     return any(grant.name == f"{name}_get_secret" for name in builtin)
 
 
-def _server_env(case: Case) -> Iterator[Finding]:
+def _use(case: Case, grant: ToolGrant) -> Iterator[Finding]:
+    """How often, what is written down of it, and what its arguments are held against."""
+    for name, number in (("calls", grant.limits.calls), ("per_minute", grant.limits.per_minute)):
+        if number is not None and number < 1:
+            yield _tool(
+                "mcp.limit",
+                f"{grant.name} may be called {number} times ({name}), so that it is granted and cannot be used",
+                "write a number from 1, or take the tool out",
+            )
+    for name in grant.log_arguments:
+        if name_matches(name.replace("-", "_"), CREDENTIAL_NAMES):
+            yield _tool(
+                "mcp.log-credential",
+                f"the argument {name!r} of {grant.name} names a secret, and would be written to the audit",
+                "leave it out of log_arguments: the audit has a digest of all arguments",
+            )
+    if case.spec.surfaces.github is None and grant.arguments is not None:
+        for used in sorted(_formats(thaw(grant.arguments))):
+            if used in {"repository", "repository-owner", "repository-name"}:
+                yield _tool(
+                    "mcp.format-place",
+                    f"the arguments of {grant.name} have the format {used}, and the handoff has no repository",
+                    "ask for surfaces.github, or write the repository out",
+                )
+
+
+def _formats(schema: Any) -> set[str]:
+    """Every text under a key `format`, wherever it stands."""
+    if isinstance(schema, Mapping):
+        own = {schema["format"]} if isinstance(schema.get("format"), str) else set()
+        return own.union(*map(_formats, schema.values()))
+    return set().union(*map(_formats, schema)) if isinstance(schema, list) else set()
+
+
+def _secrets(case: Case, name: str, server: McpServer) -> Iterator[Finding]:
     known = set(GRANTED_NAMES["infisical"])
     for surface in case.spec.surfaces.requested():
         known.update(GRANTED_NAMES.get(surface, ()))
-    for server, definition in case.spec.mcp_servers.items():
-        for name in definition.env.values():
-            if name not in known:
-                yield _tool(
-                    "mcp.secret-unknown",
-                    f"the server {server} wants {name}, which this handoff does not have",
-                    "its surfaces give it " + ", ".join(sorted(known)),
-                )
+    for variable in server.variables:
+        if variable not in known:
+            yield _tool(
+                "mcp.secret-unknown",
+                f"the server {name} wants {variable}, which this handoff does not have",
+                "its surfaces give it " + ", ".join(sorted(known)),
+            )
+
+
+def _addresses(name: str, server: McpServer) -> Iterator[Finding]:
+    """Secrets and results go over TLS, or do not leave this machine."""
+    token_url = None if server.oauth is None else server.oauth.token_url
+    for what, url in (("", server.url), ("'s token_url", token_url)):
+        if url is not None and urlsplit(url).scheme != "https" and not _is_loopback(urlsplit(url).hostname or ""):
+            yield _tool(
+                "mcp.url-plain",
+                f"the server {name}{what} is spoken to over plain http, and not on this machine",
+                "use https",
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _allowed(name: str, server: McpServer) -> Iterator[Finding]:
+    """What a server may beyond tools is named, thing by thing (ADR §4.5)."""
+    allow = server.allow
+    for uri in allow.resources:
+        if "*" in uri and not NARROW_PREFIX.fullmatch(uri):
+            yield _tool(
+                "mcp.resources-wide",
+                f"the resources {uri!r} of {name} are not a narrow prefix",
+                'name each resource, or what they begin with beyond the scheme: "docs://handbook/*"',
+            )
+    for prompt in allow.prompts:
+        if "*" in prompt:
+            yield _tool("mcp.wildcard", f"the prompt {prompt!r} of {name} is a wildcard", "name every prompt")
+    if allow.subscribe and not allow.resources:
+        yield _tool("mcp.allow-empty", f"{name} may be subscribed to, and has no resources", "name its resources")
+    if allow.completion and not (allow.resources or allow.prompts):
+        yield _tool("mcp.allow-empty", f"{name} may complete, and has no resources or prompts", "name them")
+    asks = [what for what in ("sampling", "elicitation", "roots") if getattr(allow, what)]
+    if server.url is not None and asks:
+        yield Finding(
+            code="mcp.remote-asks",
+            severity="warn",
+            surface="mcp",
+            what=f"the remote server {name} may ask the agent's side for {', '.join(asks)}",
+            mend="what it asks is text of a stranger's in front of a model that holds this handoff: leave it out if it can be",
+        )
 
 
 def _tool(code: str, what: str, mend: str) -> Finding:

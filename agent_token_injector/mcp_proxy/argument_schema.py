@@ -3,7 +3,8 @@
 A grant's schema is an allowlist, so a mistake in it must not read as "anything goes":
 
 - a keyword that JSON Schema does not have (`proprties`) is an error, not an annotation;
-- `format` is asserted, and an unknown format is an error;
+- `format` is asserted, and an unknown format is an error; the helper formats (argument_formats) judge texts, and what is no
+  text fails them;
 - patterns are those that are matched in linear time; look-around is an error, because a matcher that gives up halfway
   makes `not` succeed;
 - no `$ref` is ever fetched;
@@ -14,7 +15,8 @@ A tool's own schema, which a stranger wrote, is taken as the standard says: unkn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -31,6 +33,12 @@ class Validator(Protocol):
     """Says whether arguments fit."""
 
     def is_valid(self, instance: Any) -> bool: ...
+
+
+class FormatSource(Protocol):
+    """Knows the helper formats by name (`argument_formats.HelperFormats`)."""
+
+    def check(self, name: str) -> Callable[[str], bool] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +112,9 @@ _KNOWN: Final = _SINGLE | _LISTS | _MAPS | _OTHERS
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
-def compile_grant(schema: Mapping[str, Any]) -> Validator:
-    """The validator of a grant's `arguments`. Raises SchemaError."""
-    root = dict(schema)
+def compile_grant(schema: Mapping[str, Any], formats: FormatSource | None = None) -> Validator:
+    """The validator of a grant's `arguments`; `formats` knows the helper formats. Raises SchemaError."""
+    root = copy.deepcopy(dict(schema))
     positions = tuple(_positions(root))
     for position in positions:
         unknown = sorted(position.keys() - _KNOWN)
@@ -121,10 +129,47 @@ def compile_grant(schema: Mapping[str, Any]) -> Validator:
             ignore_unknown_formats=False,
             retriever=_never,
             pattern_options=jsonschema_rs.RegexOptions(),
+            formats={} if formats is None else _helpers(positions, formats),
         )
     except (ValueError, TypeError) as error:
         raise SchemaError(_first_line(error)) from None
     return _GrantValidator(validator, LookalikeKeys(root, positions))
+
+
+def _helpers(positions: tuple[dict[str, Any], ...], formats: FormatSource) -> dict[str, Callable[[str], bool]]:
+    """The helper formats that a schema uses. Each place that uses one also gets `type: string`, which `format` lacks."""
+    found: dict[str, Callable[[str], bool]] = {}
+    used: list[dict[str, Any]] = []
+    for position in positions:
+        name = position.get("format")
+        check = formats.check(name) if isinstance(name, str) else None
+        if isinstance(name, str) and check is not None:
+            found[name] = check
+            used.append(position)
+            _judge_texts_only(position, name)
+    if used and any("$ref" in position or "$dynamicRef" in position for position in positions):
+        raise SchemaError(f"format {used[0]['format']} cannot be used in a schema with $ref: write it out in place")
+    turned = {id(inner) for position in positions for inner in _turned(position)}
+    for position in used:
+        if id(position) in turned:
+            raise SchemaError(
+                f"format {position['format']} stands under `not`, `if`, `oneOf` or `contains`, where failing it could let arguments through"
+            )
+    return found
+
+
+def _judge_texts_only(position: dict[str, Any], name: str) -> None:
+    kinds = position.setdefault("type", "string")
+    if kinds != "string" and not (isinstance(kinds, list) and set(kinds) <= {"string", "null"} and "string" in kinds):
+        raise SchemaError(
+            f'format {name} judges texts, and its `type` lets something else pass: write "type": "string"'
+        )
+
+
+def _turned(position: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every schema below the keywords of `position` that succeed where an inner one fails, or judge only some items."""
+    for inner in (position.get("not"), position.get("if"), position.get("contains"), *position.get("oneOf", ())):
+        yield from _positions(inner)
 
 
 def compile_tool(schema: Mapping[str, Any]) -> Validator:

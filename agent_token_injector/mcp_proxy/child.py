@@ -1,12 +1,14 @@
 """A server's process with pipes, its own supervisor, its own home, and an end that leaves nothing behind.
 
-child_main.py supervises it: what the server starts, daemons included, ends with the server or with this process.
+child_main.py supervises it: what the server starts, daemons included, ends with the server or with this process. The pipes
+are raw, non-blocking descriptors: whoever speaks to the server reads and writes them itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -17,12 +19,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import IO, TYPE_CHECKING, Final
 
-from pydantic import SecretStr
-
-from agent_token_injector.mcp_proxy.servers import StdioServer
-from agent_token_injector.mcp_proxy.wire import MAX_BYTES
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 EOF_GRACE_SECONDS: Final = 0.3
@@ -30,20 +30,38 @@ TERM_GRACE_SECONDS: Final = 1.0
 KILL_LIMIT_SECONDS: Final = 15.0
 """How long the supervisor may take to end the whole tree; beyond what it grants a process that the kernel holds."""
 MAX_STDERR: Final = 8 * 1024
+MAX_STDERR_LINE: Final = 4 * 1024
+"""A longer line is given to nobody: half of one could hold half a secret, which no redactor knows."""
+LAST_READS: Final = 64
+"""Reads of what a server said before it ended."""
+PIPE_BYTES: Final = 256 * 1024
 MARKED_LOOKS: Final = 20
 MARKED_SECONDS: Final = 1.0
 _FIRST: Final = str(Path(__file__).with_name("child_main.py"))
 
 
 class Child:
-    """A running server. The kernel tells its supervisor when this process is gone, and the supervisor ends the server."""
+    """A running server. The kernel tells its supervisor when this process is gone, and the supervisor ends the server.
 
-    def __init__(self, server: StdioServer) -> None:
+    Args:
+        argv, env, cwd: the server; `env` is added to PATH, HOME, TMPDIR and LANG, `cwd` defaults to its own HOME.
+        on_stderr: is given every complete line of its stderr, unmasked, on the event loop.
+
+    Attributes:
+        stdin, stdout: non-blocking descriptors, -1 once `stop` has closed them.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str | None = None,
+        on_stderr: Callable[[str], None] | None = None,
+    ) -> None:
         """Start its supervisor. Raises OSError when the interpreter cannot be started."""
         self._home = tempfile.mkdtemp(prefix="handoff-mcp-")
-        env = {"PATH": PATH, "HOME": self._home, "TMPDIR": self._home, "LANG": "C.UTF-8"}
-        env |= {key: _reveal(value) for key, value in server.env.items()}
-        self._job = json.dumps({"argv": server.argv, "env": env}).encode("ascii") + b"\n"
+        full = {"PATH": PATH, "HOME": self._home, "TMPDIR": self._home, "LANG": "C.UTF-8", **env}
+        self._job = json.dumps({"argv": list(argv), "env": full}).encode("ascii") + b"\n"
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
         try:
@@ -56,84 +74,83 @@ class Child:
                     bufsize=0,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
-                    cwd=server.cwd or self._home,
+                    cwd=cwd or self._home,
                     env={},
                 )
         except OSError:
             self._control.close()
             shutil.rmtree(self._home, ignore_errors=True)
             raise
+        self._loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(self._process.pid)
         self._exited = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
-        self._out = asyncio.StreamReader(limit=MAX_BYTES)
-        self._in: asyncio.StreamWriter | None = None
-        self._transports: list[asyncio.BaseTransport] = []
-        self._listening: asyncio.Task[None] | None = None
-        self._stderr = b""
+        self._loop.add_reader(self._pidfd, self._on_exit)
+        self.stdin, self.stdout, self._stderr = (
+            _raw(pipe) for pipe in (self._process.stdin, self._process.stdout, self._process.stderr)
+        )
+        self._loop.add_reader(self._stderr, self._listen)
+        self._on_stderr = on_stderr
+        self._words = b""
+        self._line = b""
+        self._too_long = False
         self._cut = False
 
     async def connect(self) -> None:
-        """Open its pipes and start the server. Until then nothing can be read or written; `stop` works all the same.
-
-        Raises OSError when its supervisor died meanwhile.
-        """
-        loop = asyncio.get_running_loop()
-        stderr = asyncio.StreamReader()
-        await self._connect_reader(self._out, self._process.stdout)
-        await self._connect_reader(stderr, self._process.stderr)
-        self._listening = asyncio.create_task(self._listen(stderr))
-        transport, protocol = await loop.connect_write_pipe(
-            lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), self._process.stdin
-        )
-        self._transports.append(transport)
-        self._in = asyncio.StreamWriter(transport, protocol, None, loop)
+        """Let the supervisor start the server. Raises OSError when it died meanwhile."""
         job, self._job = self._job, b""
-        await loop.sock_sendall(self._control, job)
-
-    async def _connect_reader(self, reader: asyncio.StreamReader, pipe: object) -> None:
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-        self._transports.append(transport)
+        await self._loop.sock_sendall(self._control, job)
 
     def _on_exit(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._loop.remove_reader(self._pidfd)
         self._exited.set()
 
-    async def _listen(self, stderr: asyncio.StreamReader) -> None:
-        while chunk := await stderr.read(4096):
-            joined = self._stderr + chunk
-            self._cut = self._cut or len(joined) > MAX_STDERR
-            self._stderr = joined[-MAX_STDERR:]
+    def _listen(self) -> bool:
+        """Take some of what stderr holds. False when it holds nothing, or nothing more will come."""
+        try:
+            chunk = os.read(self._stderr, 4096)
+        except BlockingIOError:
+            return False
+        except OSError:
+            chunk = b""
+        if not chunk:
+            self._loop.remove_reader(self._stderr)
+            return False
+        joined = self._words + chunk
+        self._cut = self._cut or len(joined) > MAX_STDERR
+        self._words = joined[-MAX_STDERR:]
+        if self._on_stderr is not None:
+            self._tell_lines(chunk, self._on_stderr)
+        return True
+
+    def _tell_lines(self, chunk: bytes, tell: Callable[[str], None]) -> None:
+        *lines, rest = (self._line + chunk).split(b"\n")
+        for line in lines:
+            if not self._too_long and len(line) <= MAX_STDERR_LINE and line.strip():
+                tell(line.decode("utf-8", errors="replace").rstrip("\r"))
+            self._too_long = False
+        self._too_long = self._too_long or len(rest) > MAX_STDERR_LINE
+        self._line = b"" if self._too_long else rest
 
     def last_words(self) -> str:
         """The end of stderr, from a line's beginning: half a line could hold half a secret, which no redactor knows."""
-        words = self._stderr.partition(b"\n")[2] if self._cut else self._stderr
+        if self._stderr >= 0:
+            # What it said just before it died may not have been read yet.
+            self._listen()
+        words = self._words.partition(b"\n")[2] if self._cut else self._words
         return words.decode("utf-8", errors="replace").strip()
 
-    def write(self, line: bytes) -> None:
-        """Queue one line for its stdin; nothing happens when that is closed."""
-        if self._in is not None and not self._in.is_closing():
-            self._in.write(line + b"\n")
-
-    async def drain(self) -> None:
-        """Wait until the queue is short. Raises OSError when the child closed its stdin."""
-        if self._in is not None:
-            await self._in.drain()
-
-    async def read_line(self) -> bytes | None:
-        """The next line without its end, None at the end of stdout. Raises LimitOverrunError when it is too long."""
-        try:
-            return (await self._out.readuntil(b"\n"))[:-1]
-        except asyncio.IncompleteReadError:
-            return None
+    def close_stdin(self) -> None:
+        """Tell the server that nothing more comes. Safe to call twice."""
+        self.stdin = self._close(self.stdin, self._process.stdin)
 
     async def stop(self) -> None:
-        """Close its stdin, then SIGTERM, then SIGKILL for its whole tree; reap it and remove its home."""
+        """Close its stdin, then SIGTERM, then SIGKILL for its whole tree; reap it and remove its home.
+
+        Whoever reads `stdout` or waits to write `stdin` on the event loop has stopped that before.
+        """
         if self._process.returncode is not None:
             return
-        if self._in is not None:
-            self._in.close()
+        self.close_stdin()
         if not await self._ends_within(EOF_GRACE_SECONDS):
             # A supervisor that somebody has stopped could end nothing.
             self._process.send_signal(signal.SIGCONT)
@@ -148,23 +165,37 @@ class Child:
         if self._process.wait() != 0:
             # Somebody of this user has killed the supervisor, and what the server started lives on.
             mark = f"HOME={self._home}".encode()
-            await asyncio.get_running_loop().run_in_executor(None, _kill_marked, mark)
+            await self._loop.run_in_executor(None, _kill_marked, mark)
         os.close(self._pidfd)
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
-        for transport in self._transports:
-            transport.close()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
-        await asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(self._home, ignore_errors=True))
+        for _ in range(LAST_READS):
+            if not self._listen():
+                break
+        self._loop.remove_reader(self._stderr)
+        self._stderr = self._close(self._stderr, self._process.stderr)
+        self.stdout = self._close(self.stdout, self._process.stdout)
+        await self._loop.run_in_executor(None, lambda: shutil.rmtree(self._home, ignore_errors=True))
+
+    @staticmethod
+    def _close(fd: int, pipe: IO[bytes] | None) -> int:
+        if fd >= 0 and pipe is not None:
+            pipe.close()
+        return -1
 
     async def _ends_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._exited.wait()
         return self._exited.is_set()
+
+
+def _raw(pipe: IO[bytes] | None) -> int:
+    """Our end's descriptor, non-blocking: the server's end is another open file and stays as it is (open(2))."""
+    assert pipe is not None  # noqa: S101 - Popen was told to make all three
+    os.set_blocking(pipe.fileno(), False)
+    # Fewer wake-ups for large messages; where the user's share of pipe memory is spent, the usual size does.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return pipe.fileno()
 
 
 def _kill_marked(mark: bytes) -> None:
@@ -191,7 +222,3 @@ def _has(pid: int, mark: bytes) -> bool:
         return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
-
-
-def _reveal(value: str | SecretStr) -> str:
-    return value.get_secret_value() if isinstance(value, SecretStr) else value

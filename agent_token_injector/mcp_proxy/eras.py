@@ -9,15 +9,13 @@ Pure: no I/O. The numbers are those of the specification's revisions; tests hold
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from agent_token_injector.mcp_proxy import wire
+from agent_token_injector.mcp_proxy.param_headers import decode_header_value
 from agent_token_injector.mcp_proxy.tool_policy import Reason
 
 HANDSHAKE_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
@@ -42,7 +40,10 @@ _STATUS: Final[Mapping[int, int]] = {
     UNSUPPORTED_VERSION: 400,
     wire.METHOD_NOT_FOUND: 404,
 }
-_SENTINEL: Final = re.compile(r"=\?base64\?(.*)\?=")
+NAMED: Final[Mapping[str, str]] = MappingProxyType(
+    {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+)
+"""The member of `params` that `Mcp-Name` repeats, by method."""
 
 
 class Era(StrEnum):
@@ -79,63 +80,87 @@ class Refused(Exception):
         return 200 if era is Era.HANDSHAKE else _STATUS.get(self.code, 200)
 
 
-@dataclass(frozen=True, slots=True)
-class McpHeaders:
-    """The MCP headers of one HTTP request, blanks at their ends trimmed; `twice` names one that came more than once."""
+class McpHeaders(NamedTuple):
+    """The MCP headers of one HTTP request, blanks at their ends trimmed.
+
+    Attributes:
+        version, method, name, session: `MCP-Protocol-Version`, `Mcp-Method`, `Mcp-Name`, `Mcp-Session-Id`.
+        params: the `Mcp-Param-*` headers, by their name without the prefix, in lower case.
+        twice: one of all these that came more than once; then nothing else is said.
+    """
 
     version: str | None = None
     method: str | None = None
     name: str | None = None
     session: str | None = None
+    params: Mapping[str, str] = MappingProxyType({})
     twice: str | None = None
 
 
-def era_of(message: wire.Request | wire.Notification, headers: McpHeaders) -> Era:
-    """The era a message belongs to, after its headers were held against its body. Raises Refused."""
-    if headers.twice is not None:
-        raise Refused(
-            HEADER_MISMATCH, f"{headers.twice} header appears more than once", reason=Reason.HEADERS, status=400
-        )
-    _agree("Mcp-Method", headers.method, message.method)
-    if message.method == "tools/call":
-        _agree("Mcp-Name", _decoded(headers.name), message.params.get("name"))
+_ABSENT: Final = McpHeaders()
+
+
+def era_of(message: wire.Request | wire.Notification, headers: McpHeaders | None) -> Era:
+    """The era a message belongs to, after its headers were held against its body. Raises Refused.
+
+    `headers` is None where there are none to hold against it (stdio).
+    """
+    said = _ABSENT if headers is None else headers
+    if said.twice is not None:
+        raise repeated(said.twice)
+    _agree("Mcp-Method", said.method, message.method)
+    name = NAMED.get(message.method)
+    if name is not None and said.name is not None:
+        decoded = decode_header_value(said.name)
+        if decoded is None or decoded != message.params.get(name):
+            raise mismatch("Mcp-Name")
     meta = message.params.get("_meta")
     declared = META_VERSION in meta if isinstance(meta, dict) else False
-    if not declared and headers.version not in STATELESS_VERSIONS and message.method != "server/discover":
-        if headers.version is not None and headers.version not in HANDSHAKE_VERSIONS:
-            raise _unsupported(headers.version)
+    if not declared and said.version not in STATELESS_VERSIONS and message.method != "server/discover":
+        if said.version is not None and said.version not in HANDSHAKE_VERSIONS:
+            raise _unsupported(said.version)
         return Era.HANDSHAKE
     if isinstance(message, wire.Request):
         _check_envelope(message, headers, meta)
     return Era.STATELESS
 
 
-def _check_envelope(request: wire.Request, headers: McpHeaders, meta: Any) -> None:
+def _check_envelope(request: wire.Request, headers: McpHeaders | None, meta: Any) -> None:
     missing = [key for key in (META_VERSION, META_CAPABILITIES) if not isinstance(meta, dict) or key not in meta]
     if missing:
         raise Refused(
             wire.INVALID_PARAMS, f"params._meta is missing {', '.join(missing)}", reason=Reason.MALFORMED, status=400
         )
     version = meta[META_VERSION]
-    if headers.version is None or headers.version != version:
-        raise _mismatch("MCP-Protocol-Version")
-    if headers.method is None:
-        raise _mismatch("Mcp-Method")
-    if request.method == "tools/call" and headers.name is None and request.params.get("name") is not None:
-        raise _mismatch("Mcp-Name")
+    if headers is not None:
+        if headers.version is None or headers.version != version:
+            raise mismatch("MCP-Protocol-Version")
+        if headers.method is None:
+            raise mismatch("Mcp-Method")
+        name = NAMED.get(request.method)
+        if name is not None and headers.name is None and request.params.get(name) is not None:
+            raise mismatch("Mcp-Name")
+    if not isinstance(version, str):
+        raise Refused(wire.INVALID_PARAMS, f"{META_VERSION} is not a string", reason=Reason.MALFORMED, status=400)
     if version not in STATELESS_VERSIONS:
         raise _unsupported(version)
 
 
 def _agree(header: str, said: str | None, meant: Any) -> None:
     if said is not None and said != meant:
-        raise _mismatch(header)
+        raise mismatch(header)
 
 
-def _mismatch(header: str) -> Refused:
+def mismatch(header: str) -> Refused:
+    """A header that does not say what the body says."""
     return Refused(
         HEADER_MISMATCH, f"{header} header does not match the request body", reason=Reason.HEADERS, status=400
     )
+
+
+def repeated(header: str) -> Refused:
+    """A header that came more than once, so that two readers could see two values."""
+    return Refused(HEADER_MISMATCH, f"{header} header appears more than once", reason=Reason.HEADERS, status=400)
 
 
 def _unsupported(version: str) -> Refused:
@@ -146,19 +171,6 @@ def _unsupported(version: str) -> Refused:
         data={"supported": [*STATELESS_VERSIONS, *HANDSHAKE_VERSIONS], "requested": version[:64]},
         status=400,
     )
-
-
-def _decoded(value: str | None) -> str | None:
-    """A header's value, out of its `=?base64?..?=` form; a form that does not decode to one text matches nothing."""
-    match = _SENTINEL.fullmatch(value) if value is not None else None
-    if match is None:
-        return value
-    try:
-        raw = base64.b64decode(match[1], validate=True)
-        # A second spelling of the same bytes is refused, so that no two readers differ.
-        return raw.decode("utf-8") if base64.b64encode(raw).decode("ascii") == match[1] else "\x00"
-    except (binascii.Error, UnicodeDecodeError):
-        return "\x00"
 
 
 def negotiated(requested: Any) -> str:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 class KnownSecrets:
     """Grows while the proxy runs. Safe to share between threads.
 
+    The engine has a redactor of its own, which is told the same values with the answers that hold them.
+
     Args:
         redactor: knows every secret of the handoff.
-        audit: masks what is learnt in its own events as well.
+        audit: masks what is learnt in its own events as well; None where there is none.
     """
 
-    def __init__(self, redactor: Redactor, audit: AuditLog) -> None:
+    def __init__(self, redactor: Redactor, audit: AuditLog | None) -> None:
         self._redactor = redactor
         self._audit = audit
         self._lock = threading.Lock()
@@ -30,8 +32,13 @@ class KnownSecrets:
         """Knows all that is known now. Ask again for every use."""
         return self._redactor
 
+    def redact(self, text: str) -> str:
+        """A text without all that is known now."""
+        return self._redactor.text(text)
+
     def learn(self, secret: SecretStr) -> None:
         """From now on `secret` stands in no audit event and no masked answer. Call it before anybody is told."""
         with self._lock:
-            self._audit.add_secrets([secret])
+            if self._audit is not None:
+                self._audit.add_secrets([secret])
             self._redactor = self._redactor.with_secrets([secret])

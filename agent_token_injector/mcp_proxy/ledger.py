@@ -1,61 +1,87 @@
-"""The gate between a decision and its effect: may the handoff still act, and is what it does on record?
+"""Between a decision and its effect: may the handoff still act, and is what it does on record? (D8, H5)
 
-Both questions may block on a disk, so they are asked in one worker thread, in the order of the calls.
+Effects are staged with their audit event. `flush` writes the events of all that is staged in one append and only then
+lets each effect happen, or fail where nothing could be written. It runs once per turn of the event loop, so that many
+calls in flight share one append.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from agent_token_injector.audit import Decision
+from agent_token_injector.audit.event import Decision, Draft
+from agent_token_injector.clock import parse_iso
 from agent_token_injector.errors import AuditUnavailable
 from agent_token_injector.mcp_proxy import wire
 from agent_token_injector.mcp_proxy.eras import HANDOFF_OVER, Refused
 from agent_token_injector.mcp_proxy.tool_policy import Reason
 
 if TYPE_CHECKING:
-    from agent_token_injector.audit import AuditLog
-    from agent_token_injector.clock import Clock
+    from agent_token_injector.audit.log import AuditLog
     from agent_token_injector.masking import Redactor
     from agent_token_injector.names import HandoffId
 
 SURFACE: Final = "mcp"
+MAX_AGE: Final = 2.0
+"""Seconds for which what we were told of the handoff's standing counts; then nothing is done until we are told anew."""
+STALL_SECONDS: Final = 2.0
+"""A disk that has not answered for so long is a disk that does not work."""
 STRANGER_SECONDS: Final = 1.0
 """Refusals of strangers for one reason share an event for so long: whoever is on this machine can cause them, and each
 event costs a write to disk."""
 MAX_READ: Final = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One audit event, before it is written. `target` and `detail` may quote the agent; they never hold a value."""
+class BeatClock:
+    """The control side's time: what its last beat said, and what has passed here since. Never goes back.
 
-    name: str
-    decision: Decision
-    target: str
-    reason: str = ""
-    detail: dict[str, Any] = field(default_factory=dict)
+    Args:
+        now: what the control side's clock says at the start.
+        monotonic: this machine's own, in seconds.
+    """
+
+    def __init__(self, now: datetime, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._start = self._beat = self._last = now
+        self._at = monotonic()
+
+    def set(self, now: datetime) -> None:
+        """What a beat said."""
+        self._beat = now
+        self._at = self._monotonic()
+
+    def now(self) -> datetime:
+        self._last = max(self._last, self._beat + timedelta(seconds=self._monotonic() - self._at))
+        return self._last
+
+    def monotonic(self) -> float:
+        return (self.now() - self._start).total_seconds()
 
 
 @dataclass(slots=True)
 class _Strangers:
     """Refusals of one reason: when the last event was written, and how many have happened that none stands for."""
 
-    event: Event
+    draft: Draft
     since: float = float("-inf")
     waiting: int = 0
 
 
 class Ledger:
-    """Writes the handoff's audit events and answers whether it may go on.
+    """The handoff's standing, and its audit chain.
 
-    Once `end` was called, or the expiry has passed, it is over for good; what `check` says may change again.
+    Once `end` was called, or the expiry has passed, it is over for good; what beats say may change again.
+
+    Args:
+        handoff: whose it is.
+        audit: the log that holds its chain.
+        expires_at: nothing is allowed from then on.
+        clock: tells that time.
+        monotonic: real seconds, for the age of a beat.
+        schedule: called when something was staged: arranges for `flush` within this turn of the loop.
     """
 
     def __init__(
@@ -63,114 +89,108 @@ class Ledger:
         *,
         handoff: HandoffId,
         audit: AuditLog,
-        check: Callable[[], str | None],
         expires_at: datetime,
-        clock: Clock,
+        clock: BeatClock,
+        monotonic: Callable[[], float],
+        schedule: Callable[[], None],
     ) -> None:
         self._handoff = handoff
         self._audit = audit
-        self._check = check
         self._expires_at = expires_at
         self._clock = clock
+        self._monotonic = monotonic
+        self._schedule = schedule
         self._ended: str | None = None
-        # Changed in the worker thread alone.
+        self._said: str | None = None
+        self._beat = float("-inf")
+        self._staged: list[tuple[Draft | None, Callable[..., None] | None, tuple[Any, ...]]] = []
         self._strangers: dict[str, _Strangers] = {}
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mcp-audit")
+        self._lives = (expires_at - clock.now()).total_seconds() + monotonic()
 
-    @property
-    def ended(self) -> str | None:
-        """Why the handoff is over, as far as is known without asking anybody; None while it is not."""
-        if self._ended is None and self._clock.now() >= self._expires_at:
-            self._ended = Reason.EXPIRED
-        return self._ended
+    # Standing
+
+    def beat(self, reason: str | None, now: str) -> None:
+        """Take what the control side says: None for a handoff that may go on, else why not; and its time."""
+        self._said = reason
+        self._clock.set(parse_iso(now))
+        self._beat = self._monotonic()
+        self._lives = (self._expires_at - self._clock.now()).total_seconds() + self._beat
 
     def end(self, reason: str) -> None:
         """Refuse everything from now on. The first reason stays."""
         self._ended = self._ended or reason
 
+    @property
+    def fresh(self) -> bool:
+        """Whether `standing` can be relied on: it is over for good, or we were told lately."""
+        return self._monotonic() - self._beat <= MAX_AGE or self._ended is not None
+
+    @property
+    def standing(self) -> str | None:
+        """Why the handoff may not act, as of the last beat; None when it may."""
+        if self._ended is None and self._monotonic() >= self._lives:
+            self._ended = Reason.EXPIRED
+        return self._ended or self._said
+
     def remaining_ms(self) -> int:
         """How long the handoff lives, in whole milliseconds, never negative."""
-        return max(0, int((self._expires_at - self._clock.now()).total_seconds() * 1000))
+        return max(0, int((self._lives - self._monotonic()) * 1000))
 
-    async def standing(self) -> str | None:
-        """Why the handoff may not act now, `check` included; None when it may."""
-        return self.ended or await asyncio.get_running_loop().run_in_executor(self._worker, self._standing)
+    # The record
 
-    async def permit(self, event: Event) -> None:
-        """Return when the handoff may act and `event` is on record. Raises Refused otherwise."""
-        await asyncio.get_running_loop().run_in_executor(self._worker, self._permit, event)
-        # Time has passed in the queue and on the disk.
-        if (reason := self.ended) is not None:
-            raise over(reason)
+    def stage(self, draft: Draft, act: Callable[..., None], *args: Any) -> None:
+        """Write `draft`, then call `act(recorded, *args)`: with False when it could not be written."""
+        self._staged.append((draft, act, args))
+        self._schedule()
 
-    async def note(self, event: Event) -> bool:
-        """Record what has happened, or was refused; False when it could not be written."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self._try_write, event)
+    def note(self, draft: Draft) -> None:
+        """Write `draft` with the next append; nothing hangs on it."""
+        self._staged.append((draft, None, ()))
+        self._schedule()
 
-    async def note_stranger(self, event: Event) -> None:
-        """Record a refusal that whoever is on this machine can cause: one event per reason and STRANGER_SECONDS.
+    def flush(self) -> None:
+        """Write all that is staged, in one append, and let it happen; and what that stages, until nothing is staged."""
+        while self._staged:
+            staged, self._staged = self._staged, []
+            recorded = self._append([draft for draft, _, _ in staged if draft is not None])
+            for _, act, args in staged:
+                if act is not None:
+                    act(recorded, *args)
+
+    def _append(self, drafts: list[Draft]) -> bool:
+        if self._audit.stalled(STALL_SECONDS):
+            return False
+        try:
+            self._audit.append(self._handoff, drafts)
+        except AuditUnavailable:
+            return False
+        return True
+
+    def write(self, draft: Draft) -> bool:
+        """Write one event now; whether that was possible."""
+        return self._append([draft])
+
+    # Strangers
+
+    def stranger(self, reason: str, code: int) -> None:
+        """Count a refusal that whoever is on this machine can cause: one event per reason and STRANGER_SECONDS.
 
         `requests` in its detail says how many refusals it stands for. Those of an event that could not be written, or
-        that is not due yet, are counted in the next one, which `settle_strangers` or `close` writes if nobody else does.
+        that is not due yet, are counted in the next one, which `settle_strangers` writes if nobody else does.
         """
-        await asyncio.get_running_loop().run_in_executor(self._worker, self._count_stranger, event)
+        draft = Draft("tool.denied", Decision.REFUSED, SURFACE, "http", reason, {"code": code, "era": ""})
+        self._strangers.setdefault(reason, _Strangers(draft)).waiting += 1
+        self.settle_strangers()
 
-    async def settle_strangers(self) -> None:
+    def settle_strangers(self, *, at_once: bool = False) -> None:
         """Write the events of refused strangers that are due."""
-        if self._strangers:
-            await asyncio.get_running_loop().run_in_executor(self._worker, self._settle_strangers)
-
-    def write(self, event: Event) -> None:
-        """Record from a worker thread. Raises AuditUnavailable."""
-        self._audit.record(
-            self._handoff,
-            event.name,
-            decision=event.decision,
-            surface=SURFACE,
-            target=event.target,
-            reason=event.reason,
-            detail=event.detail,
-        )
-
-    def close(self) -> None:
-        """Record what is still only counted, and wait for the worker thread to end. Blocks. Safe to call twice."""
-        with contextlib.suppress(RuntimeError):  # closed before
-            self._worker.submit(self._settle_strangers, at_once=True)
-        self._worker.shutdown()
-
-    def _standing(self) -> str | None:
-        if self.ended is not None:
-            return self._ended
-        try:
-            return self._check()
-        except Exception:  # noqa: BLE001 - whatever keeps the question from being answered, the answer is no
-            return "unchecked"
-
-    def _permit(self, event: Event) -> None:
-        if (reason := self._standing()) is not None:
-            raise over(reason)
-        if not self._try_write(event):
-            raise unaudited()
-
-    def _count_stranger(self, event: Event) -> None:
-        self._strangers.setdefault(event.reason, _Strangers(event)).waiting += 1
-        self._settle_strangers()
-
-    def _settle_strangers(self, *, at_once: bool = False) -> None:
-        now = self._clock.monotonic()
+        now = self._monotonic()
         for one in self._strangers.values():
             if not one.waiting or (now - one.since < STRANGER_SECONDS and not at_once):
                 continue
             one.since = now
-            if self._try_write(replace(one.event, detail={**one.event.detail, "requests": one.waiting})):
+            if self.write(one.draft.adding(requests=one.waiting)):
                 one.waiting = 0
-
-    def _try_write(self, event: Event) -> bool:
-        try:
-            self.write(event)
-        except AuditUnavailable:
-            return False
-        return True
 
 
 def over(reason: str) -> Refused:

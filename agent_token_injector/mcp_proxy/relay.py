@@ -1,314 +1,347 @@
-"""From a request's bytes to a reply's: parse, decide, put on record, forward, mask.
+"""From a client's message to a server: parse, decide, put on record, forward. inbound.py is the way back.
 
 The order is the promise (D8). Nothing reaches a server before the policy allowed it, the handoff was found alive and the
-audit event was written; nothing reaches the agent that was not parsed and masked. What a server is sent is built here
-from the decision: a minted id, the server's own name for the tool, the arguments as judged, and nothing else of the
-request, its `_meta` included.
+audit event was written. What a server is sent is built here from the decision: a minted id, the server's own name for
+the tool, the arguments as judged, and of `_meta` what envelope.py lists; nothing else of the request.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
 
-from agent_token_injector.audit import Decision
-from agent_token_injector.errors import AuditUnavailable
-from agent_token_injector.mcp_proxy import eras, wire
+from agent_token_injector.audit.event import Decision, Draft
+from agent_token_injector.mcp_proxy import envelope, eras, methods, wire
+from agent_token_injector.mcp_proxy.calls import Ask, Call, Client
+from agent_token_injector.mcp_proxy.desk import BUSY_REFUSED, CANCELLED, Desk, Flushable
 from agent_token_injector.mcp_proxy.eras import Era, McpHeaders, Refused
-from agent_token_injector.mcp_proxy.ledger import Event, Ledger, over, printable, unaudited
-from agent_token_injector.mcp_proxy.sessions import CANCELLED, Calls, Session, Sessions, settle
-from agent_token_injector.mcp_proxy.tool_policy import Allowed, Reason, ToolPolicy
-from agent_token_injector.mcp_proxy.upstream import Answer, Upstream, UpstreamError, UpstreamFailed
+from agent_token_injector.mcp_proxy.ledger import SURFACE, over, printable
+from agent_token_injector.mcp_proxy.links import RequestHead
+from agent_token_injector.mcp_proxy.requests import OtherRequests
+from agent_token_injector.mcp_proxy.sessions import Sessions
+from agent_token_injector.mcp_proxy.streams import Streams
+from agent_token_injector.mcp_proxy.tool_policy import Allowed, Reason
 
 if TYPE_CHECKING:
-    from agent_token_injector.masking import Redactor
-    from agent_token_injector.mcp_proxy.known_secrets import KnownSecrets
+    from agent_token_injector.mcp_proxy.exchange import Exchange
 
 CALL_SECONDS: Final = 600.0
 """How long a server may take for one call."""
-LIST_TTL_MS: Final = 300_000
+HOLD_SECONDS: Final = 10.0
+"""How long a message waits to hear that the handoff may still act."""
+MAX_HELD: Final = 1024
 MAX_TOOL_NAME: Final = 256
+MAX_LOGGED: Final = 512
 
-_CALL_PARAMS: Final = frozenset({"name", "arguments", "_meta"})
-_LIST_PARAMS: Final = frozenset({"_meta"})
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What goes back over HTTP; `session` is the id of a session just opened."""
-
-    status: int
-    body: bytes = b""
-    session: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """How a forwarded call ended: the reply, and what the audit is told. No `reason` when it was answered."""
-
-    body: bytes
-    reason: str = ""
-    masked: int = 0
-    is_error: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """A call that was allowed and is on record."""
-
-    id: wire.MessageId
-    era: Era
-    allowed: Allowed
-    arguments: Mapping[str, Any]
-
-    def failed(self, code: int, message: str, reason: str, data: Any = None) -> _End:
-        return _End(wire.error(self.id, code, message, data), reason, is_error=True)
-
-    def stopped(self, reason: str) -> _End:
-        if reason == CANCELLED:
-            return self.failed(eras.CALL_ENDED, "Request cancelled", reason)
-        refused = over(reason)
-        return self.failed(refused.code, refused.message, reason)
-
-
-Gone: TypeAlias = Callable[[], Awaitable[None]]
-"""Returns when the client has closed its connection."""
+_PLAIN_CALL: Final = {"name", "arguments"}
 
 
 class Relay:
-    """Answers the messages of one handoff. Lives on one event loop.
+    """Answers the messages of one handoff's clients. Lives on one event loop; nothing in it waits.
 
     Args:
-        policy: what may be called.
-        upstreams: the servers behind it, by name, started.
-        ledger: the handoff's standing and its audit.
-        secrets: what is masked.
-        server_info: how the proxy calls itself.
+        desk: the state that it shares with the way back.
+        streams: clients' streams for what belongs to no request.
     """
 
-    def __init__(
-        self,
-        *,
-        policy: ToolPolicy,
-        upstreams: Mapping[str, Upstream],
-        ledger: Ledger,
-        secrets: KnownSecrets,
-        server_info: Mapping[str, Any],
-    ) -> None:
-        self._policy = policy
-        self._upstreams = upstreams
-        self._ledger = ledger
-        self._secrets = secrets
-        self._server_info = server_info
-        self._definitions = secrets.redactor.json(policy.definitions())
-        self._sessions = Sessions()
-        self._calls = Calls()
+    def __init__(self, desk: Desk, streams: Streams) -> None:
+        self._desk = desk
+        self._streams = streams
+        self._sessions = Sessions(desk.drop)
+        self._others = OtherRequests(desk, self._sessions, streams)
+        # Stateless requests over HTTP belong to nobody but themselves.
+        self._stateless = Client(desk.allow, key="", unique_ids=False)
+        self._held: list[tuple[float, Callable[[], None]]] = []
 
     @property
-    def busy(self) -> bool:
-        """Whether calls are in flight."""
-        return bool(self._calls)
+    def full(self) -> bool:
+        """Whether no more should be read from a client that has one connection for everything."""
+        return self._desk.full or len(self._held) >= MAX_HELD
 
-    def cut_off(self, reason: str) -> None:
-        """End every call in flight and refuse all that follow."""
-        self._ledger.end(reason)
-        self.cut_calls(reason)
+    # What fronts call
 
-    def cut_calls(self, reason: str) -> None:
-        """End every call in flight."""
-        self._calls.cut(reason)
-
-    async def end_session(self, session: str | None) -> Reply:
-        """Answer a DELETE."""
+    def message(self, body: bytes, headers: McpHeaders | None, exchange: Exchange, client: Client | None) -> None:
+        """Answer one message: a POST's body, or one line of the stdio connection `client`. Never raises."""
+        if not self._desk.ledger.fresh:
+            self._hold(lambda: self.message(body, headers, exchange, client), exchange)
+            return
         try:
-            self._sessions.close(session)
-        except Refused as refused:
-            return await self.refuse(refused, target="session")
-        return Reply(200)
-
-    async def handle(self, raw: bytes, headers: McpHeaders, gone: Gone) -> Reply:
-        """Answer one message. Never raises for anything a client can send."""
-        try:
-            message = wire.parse(raw)
+            message = wire.parse(body)
         except wire.WireError as error:
             malformed = Refused(error.code, error.message, reason=Reason.MALFORMED, status=400)
-            return await self.refuse(malformed, target="message", message_id=error.id)
-        if isinstance(message, wire.Response):
-            uninvited = Refused(
-                wire.INVALID_REQUEST, "Invalid Request: nothing was asked", reason=Reason.MALFORMED, status=400
-            )
-            return await self.refuse(uninvited, target="response")
-        message_id = message.id if isinstance(message, wire.Request) else None
-        era: Era | None = None
+            self.refuse(malformed, target="message", exchange=exchange, id=error.id)
+            return
+        if isinstance(message, wire.Request):
+            self._request(message, headers, exchange, client)
+            return
         try:
-            era = eras.era_of(message, headers)
             if isinstance(message, wire.Notification):
-                return self._notified(message, era, headers)
-            return await self._answer(message, era, headers, gone)
+                self._notification(message, headers, exchange, client)
+            else:
+                self._response(message, headers, exchange, client)
         except Refused as refused:
-            target = _target(message, self._secrets.redactor)
-            return await self.refuse(refused, target=target, message_id=message_id, era=era)
+            target = "response" if isinstance(message, wire.Response) else self._target(message)
+            self.refuse(refused, target=target, exchange=exchange)
 
-    async def refuse(
-        self, refused: Refused, *, target: str, message_id: wire.MessageId | None = None, era: Era | None = None
-    ) -> Reply:
+    def listen(self, headers: McpHeaders, exchange: Exchange, last_event_id: str | None) -> None:
+        """Open a session's own stream, or go on with one."""
+        try:
+            client = self._sessions.get(headers.session)
+            self._check_standing()
+        except Refused as refused:
+            self.refuse(refused, target="stream", exchange=exchange)
+            return
+        self._streams.open(client, exchange, last_event_id)
+
+    def end_session(self, headers: McpHeaders, exchange: Exchange) -> None:
+        """Answer a DELETE."""
+        try:
+            self._sessions.close(headers.session)
+        except Refused as refused:
+            self.refuse(refused, target="session", exchange=exchange)
+            return
+        exchange.reply(b"")
+
+    def refuse(
+        self,
+        refused: Refused,
+        *,
+        target: str,
+        exchange: Exchange,
+        id: wire.MessageId | None = None,  # noqa: A002 - JSON-RPC's word
+        era: Era | None = None,
+    ) -> None:
         """Put a refusal on record and answer it. It stays a refusal when it cannot be recorded."""
-        await self._ledger.note(
-            Event("tool.denied", Decision.REFUSED, target, refused.reason, {"code": refused.code, "era": era or ""})
-        )
-        return Reply(refused.http_status(era), wire.error(message_id, refused.code, refused.message, refused.data))
+        body = wire.error(id, refused.code, refused.message, refused.data)
+        draft = self._desk.denied(refused, target=target, era=era)
+        self._desk.ledger.stage(draft, _answer, exchange, body, refused.http_status(era))
 
-    async def refuse_stranger(self, refused: Refused) -> None:
+    def refuse_stranger(self, refused: Refused) -> None:
         """Put on record that somebody without the token was refused; many at once share an event."""
-        await self._ledger.note_stranger(
-            Event("tool.denied", Decision.REFUSED, "http", refused.reason, {"code": refused.code, "era": ""})
-        )
+        self._desk.ledger.stranger(refused.reason, refused.code)
 
-    def _notified(self, note: wire.Notification, era: Era, headers: McpHeaders) -> Reply:
-        if note.method not in eras.NOTIFICATIONS:
-            raise Refused(wire.METHOD_NOT_FOUND, "Method not found", reason=Reason.METHOD, status=400)
-        if era is Era.HANDSHAKE:
-            session = self._sessions.get(headers.session)
-            if note.method == "notifications/cancelled":
-                stop = session.calls.get(str(note.params.get("requestId")))
-                if stop is not None:
-                    settle(stop, CANCELLED)
-        # In the stateless era a client cancels by closing its connection; an id says nothing there.
-        return Reply(202)
+    def connected(self, exchange: Exchange) -> Client:
+        """A new stdio connection's client; `exchange` takes what belongs to no request."""
+        return self._streams.connected(exchange)
 
-    async def _answer(self, request: wire.Request, era: Era, headers: McpHeaders, gone: Gone) -> Reply:
-        if request.method not in eras.METHODS[era]:
-            raise Refused(wire.METHOD_NOT_FOUND, "Method not found", reason=Reason.METHOD)
-        if request.method == "initialize":
-            return await self._initialize(request)
-        session = self._sessions.get(headers.session) if era is Era.HANDSHAKE else None
-        if request.method == "tools/call":
-            return await self._call(request, era, session, gone)
-        if session is not None and str(request.id) in session.calls:
-            raise Refused(
-                wire.INVALID_REQUEST, "Invalid Request: this id is in flight", reason=Reason.DUPLICATE_ID, status=400
-            )
-        if request.method == "tools/list":
-            return await self._list(request, era)
-        await self._alive()
-        if request.method == "server/discover":
-            value = eras.discover_result(self._ttl(), self._server_info)
-            return Reply(200, wire.result(request.id, value))
-        return Reply(200, wire.result(request.id, {}))
+    def disconnected(self, client: Client) -> None:
+        """A stdio connection is over: so are its calls."""
+        self._streams.disconnected(client)
 
-    async def _alive(self) -> None:
-        if (reason := await self._ledger.standing()) is not None:
+    def when_there_is_room(self, go_on: Callable[[], None]) -> None:
+        """Call `go_on` once, when it is no longer `full`."""
+        self._desk.when_there_is_room(go_on)
+
+    def mark(self, one: Flushable) -> None:
+        """Flush it at the end of this turn."""
+        self._desk.mark(one)
+
+    # What the engine calls
+
+    def beat(self, reason: str | None, now: str) -> None:
+        """The handoff's standing, as the control side has it."""
+        self._desk.ledger.beat(reason, now)
+        self._end_what_outlived_it()
+        self._go_on()
+
+    def tick(self) -> None:
+        """Several times a second: end what has taken too long, and what outlived its handoff."""
+        now = self._desk.monotonic()
+        self._end_what_outlived_it()
+        for call in [call for call in self._desk.calls if call.timed and now - call.began > CALL_SECONDS]:
+            self._desk.stop(call, "timeout")
+        if self._held and now - self._held[0][0] > HOLD_SECONDS:
+            self._desk.ledger.end("unchecked")
+            self._go_on()
+        self._desk.ledger.settle_strangers()
+
+    def cut_off(self, reason: str) -> None:
+        """End every call in flight and every stream, and refuse all that follows, for good."""
+        self._desk.ledger.end(reason)
+        self._end_what_outlived_it()
+        self._go_on()
+        self._desk.flush()
+
+    def _end_what_outlived_it(self) -> None:
+        if (reason := self._desk.ledger.standing) is not None:
+            self._desk.stop_all(reason)
+            self._streams.end_all(self._sessions.clients())
+
+    def _go_on(self) -> None:
+        held, self._held = self._held, []
+        for _, go_on in held:
+            go_on()
+
+    def _hold(self, go_on: Callable[[], None], exchange: Exchange) -> None:
+        if len(self._held) >= MAX_HELD:
+            self.refuse(over("unchecked"), target="message", exchange=exchange)
+            return
+        self._held.append((self._desk.monotonic(), go_on))
+
+    def _check_standing(self) -> None:
+        if (reason := self._desk.ledger.standing) is not None:
             raise over(reason)
 
-    async def _initialize(self, request: wire.Request) -> Reply:
-        await self._alive()
-        value = eras.initialize_result(request.params.get("protocolVersion"), self._server_info)
-        return Reply(200, wire.result(request.id, value), session=self._sessions.open())
+    # Messages
 
-    async def _list(self, request: wire.Request, era: Era) -> Reply:
-        if not request.params.keys() <= _LIST_PARAMS:
-            # A cursor included: there is one page, so none was ever given out.
-            raise Refused(wire.INVALID_PARAMS, "Invalid params", reason=Reason.MALFORMED)
-        count = len(self._definitions)
-        await self._ledger.permit(Event("tool.listed", Decision.ALLOWED, "tools/list", detail={"tools": count}))
-        value: dict[str, Any] = {"tools": self._definitions}
-        if era is Era.STATELESS:
-            value = eras.stateless_result(value, self._server_info, ttl_ms=self._ttl())
-        return Reply(200, wire.result(request.id, value))
-
-    def _ttl(self) -> int:
-        return min(LIST_TTL_MS, self._ledger.remaining_ms())
-
-    async def _call(self, request: wire.Request, era: Era, session: Session | None, gone: Gone) -> Reply:
-        name, arguments = _call_params(request.params)
-        with self._calls.one(session, request.id) as stop:
-            verdict = self._policy.decide(name, arguments)
-            if not isinstance(verdict, Allowed):
-                raise _denied(verdict.reason, name)
-            sent = wire.encode(arguments)
-            what = {
-                "tool": name,
-                "arguments_sha256": hashlib.sha256(sent).hexdigest(),
-                "request_bytes": len(sent),
-            }
-            target = f"{verdict.server}/{verdict.tool}"
-            await self._ledger.permit(Event("tool.call", Decision.ALLOWED, target, detail=what))
-            began = time.perf_counter()
-            question = _Question(request.id, era, verdict, arguments)
-            # A call that was ended while it was put on record never leaves.
-            end = question.stopped(stop.result()) if stop.done() else await self._forward(question, stop, gone)
-        detail = {
-            "tool": name,
-            "ms": round((time.perf_counter() - began) * 1000, 1),
-            "result_bytes": len(end.body),
-            "masked": end.masked,
-            "is_error": end.is_error,
-        }
-        decision = Decision.FAILED if end.reason else Decision.DONE
-        if not await self._ledger.note(Event("tool.result", decision, target, end.reason, detail)):
-            raise unaudited()
-        return Reply(200, end.body)
-
-    async def _forward(self, question: _Question, stop: asyncio.Future[str], gone: Gone) -> _End:
-        """Call the server and make the reply. What a server answers once the call was ended is dropped."""
-        upstream = self._upstreams[question.allowed.server]
-        work = asyncio.ensure_future(upstream.call(question.allowed.tool, question.arguments))
-        watch = asyncio.ensure_future(gone())
-        watched: set[asyncio.Future[Any]] = {work, stop}
-        if question.era is Era.STATELESS:
-            watched.add(watch)
+    def _request(
+        self, request: wire.Request, headers: McpHeaders | None, exchange: Exchange, client: Client | None
+    ) -> None:
+        era: Era | None = None
         try:
-            done, _ = await asyncio.wait(watched, timeout=CALL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if stop.done():
-                return question.stopped(stop.result())
-            if not work.done():
-                reason = "disconnected" if done else "timeout"
-                return question.failed(eras.CALL_ENDED, "The tool did not answer in time", reason)
-            return self._finished(question, work.result())
-        except UpstreamError as error:
-            redactor = self._secrets.redactor
-            text, data = redactor.text(error.message), redactor.json(error.data)
-            return question.failed(error.code, text, "upstream-error", data)
-        except UpstreamFailed as error:
-            message = f"MCP server {question.allowed.server!r} failed: {error}"
-            return question.failed(eras.CALL_ENDED, message, "upstream-failed")
-        except AuditUnavailable:
-            # A built-in server could not put its own access on record, and so disclosed nothing.
-            refused = unaudited()
-            return question.failed(refused.code, refused.message, refused.reason)
-        finally:
-            work.cancel()
-            watch.cancel()
-            # Collected, so that a failure that nobody waits for any more is not reported as forgotten.
-            await asyncio.gather(work, watch, return_exceptions=True)
+            era = eras.era_of(request, headers)
+            if request.method == "initialize" and era is Era.HANDSHAKE:
+                self._check_standing()
+                self._others.initialize(request, exchange, client)
+                return
+            asked = Ask(request, era, self._client(era, headers, client), exchange)
+            _check_id(asked)
+            if request.method == "tools/call":
+                self._tool_call(asked, headers)
+            else:
+                self._others.check_served(request.method, era)
+                self._check_standing()
+                self._others.answer(asked)
+        except Refused as refused:
+            self.refuse(refused, target=self._target(request), exchange=exchange, id=request.id, era=era)
 
-    def _finished(self, question: _Question, answer: Answer) -> _End:
-        value = eras.tool_result(answer.value)
-        if value is None:
-            raise UpstreamFailed("its answer is not a tool's result")
-        masked = 0
-        if not answer.granted:
-            value, masked = self._secrets.redactor.json_counted(value)
-        if question.era is Era.STATELESS:
-            value = eras.stateless_result(value, self._server_info)
-        return _End(wire.result(question.id, value), masked=masked, is_error=value.get("isError") is True)
+    def _client(self, era: Era, headers: McpHeaders | None, client: Client | None) -> Client:
+        if client is not None:
+            return client
+        return self._sessions.get(headers.session) if era is Era.HANDSHAKE and headers is not None else self._stateless
+
+    def _tool_call(self, asked: Ask, headers: McpHeaders | None) -> None:
+        desk, params, era = self._desk, asked.request.params, asked.era
+        name, arguments = params.get("name"), params.get("arguments", {})
+        if type(name) is not str or type(arguments) is not dict:
+            raise envelope.invalid_params()
+        verdict = desk.policy.decide(name, arguments)
+        allowed = verdict if isinstance(verdict, Allowed) else None
+        more = _more_members(params, era, allowed)
+        meta = envelope.check_members(params, _PLAIN_CALL | more.keys()) if params.keys() != _PLAIN_CALL else {}
+        if not isinstance(verdict, Allowed):
+            raise _denied(verdict.reason, name)
+        head = RequestHead("tools/call", verdict.tool)
+        if verdict.param_headers is not None:
+            if era is Era.STATELESS and headers is not None:
+                wrong = verdict.param_headers.disagreeing(arguments, headers.params)
+                if wrong is not None:
+                    raise eras.mismatch(wrong)
+            head.params = verdict.param_headers.headers(arguments)
+        self._check_standing()
+        if desk.full:
+            raise BUSY_REFUSED
+        if verdict.limits is not None and (reason := desk.budgets.take(name, desk.monotonic())) is not None:
+            raise Refused(eras.CALL_ENDED, f"The budget of this tool is used up: {name}", reason=reason)
+        sent = wire.encode(arguments)
+        call = Call(asked, name, desk.monotonic())
+        call.allowed = verdict
+        call.target = verdict.target
+        detail: dict[str, Any] = {
+            "tool": name,
+            "arguments_sha256": hashlib.sha256(sent).hexdigest(),
+            "request_bytes": len(sent),
+        }
+        for logged in verdict.log_arguments:
+            if logged in arguments:
+                # Masked before it is cut: no redactor knows half a secret.
+                shown = desk.redactor.bytes(wire.encode(arguments[logged]))
+                detail[f"argument.{logged}"] = shown[:MAX_LOGGED].decode("ascii")
+        members = b'"name":%b,"arguments":%b' % (verdict.tool_json, sent)
+        for member, value in more.items():
+            members += b',"%b":%b' % (member.encode("ascii"), wire.encode(value))
+        self._others.forward(
+            call,
+            verdict.server,
+            members,
+            meta,
+            head,
+            Draft("tool.call", Decision.ALLOWED, SURFACE, call.target, "", detail),
+        )
+
+    def _notification(
+        self, note: wire.Notification, headers: McpHeaders | None, exchange: Exchange, client: Client | None
+    ) -> None:
+        era = eras.era_of(note, headers)
+        if note.method not in methods.CLIENT_NOTIFICATIONS:
+            raise Refused(wire.METHOD_NOT_FOUND, "Method not found", reason=Reason.METHOD, status=400)
+        who = client
+        if who is None and era is Era.HANDSHAKE and headers is not None:
+            who = self._sessions.get(headers.session)
+        if who is not None:
+            if note.method == "notifications/cancelled":
+                self._cancel(who, note.params.get("requestId"))
+            elif note.method == "notifications/roots/list_changed":
+                self._streams.roots_changed(who)
+        # Over stateless HTTP a client cancels by closing its connection; an id says nothing there.
+        exchange.reply(b"", status=202)
+
+    def _cancel(self, client: Client, message_id: object) -> None:
+        call = client.calls.get(str(message_id))
+        if call is None:
+            return
+        if client.stdio:
+            # Nobody waits for an answer there: the client has said that it will ignore it.
+            call.exchange = SILENCE
+        self._desk.stop(call, CANCELLED)
+
+    def _response(
+        self, response: wire.Response, headers: McpHeaders | None, exchange: Exchange, client: Client | None
+    ) -> None:
+        who = client
+        if who is None and headers is not None and headers.session is not None:
+            who = self._sessions.get(headers.session)
+        if who is None or type(response.id) is not int or not self._streams.answered(who, response):
+            raise Refused(
+                wire.INVALID_REQUEST, "Invalid Request: nothing was asked", reason=Reason.MALFORMED, status=400
+            )
+        exchange.reply(b"", status=202)
+
+    def _target(self, message: wire.Request | wire.Notification) -> str:
+        redactor = self._desk.redactor
+        if message.method == "tools/call":
+            return f"tools/call {printable(message.params.get('name'), redactor)}"
+        return printable(message.method, redactor)
 
 
-def _call_params(params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The tool's name and its arguments. Raises Refused for any other parameter: `task`, `Name`, `inputResponses`."""
-    name, arguments = params.get("name"), params.get("arguments", {})
-    if (
-        not params.keys() <= _CALL_PARAMS
-        or not isinstance(params.get("_meta", {}), dict)
-        or not isinstance(name, str)
-        or not isinstance(arguments, dict)
-    ):
-        raise Refused(wire.INVALID_PARAMS, "Invalid params", reason=Reason.MALFORMED)
-    return name, arguments
+class Silence:
+    """An exchange whose client waits for nothing any more."""
+
+    gone: Callable[[], None] | None = None
+
+    def reply(self, body: bytes, *, status: int = 200, session: str | None = None) -> None: ...
+
+    def event(self, body: bytes, *, event_id: str | None = None, retry: int | None = None) -> None: ...
+
+    def end(self) -> None: ...
+
+
+SILENCE: Final = Silence()
+
+
+def _answer(recorded: bool, exchange: Exchange, body: bytes, status: int) -> None:  # noqa: ARG001 - a refusal stays one
+    exchange.reply(body, status=status)
+
+
+def _check_id(asked: Ask) -> None:
+    if asked.client.unique_ids and str(asked.request.id) in asked.client.calls:
+        raise Refused(
+            wire.INVALID_REQUEST, "Invalid Request: this id is in flight", reason=Reason.DUPLICATE_ID, status=400
+        )
+
+
+def _more_members(params: dict[str, Any], era: Era, allowed: Allowed | None) -> dict[str, Any]:
+    """The members of a call beside name and arguments that may go on: a task's, or those of a retry with more input.
+
+    For a tool that is not granted they are those that any tool could have, so that its refusal tells nothing.
+    """
+    names: set[str] = set()
+    if era is Era.STATELESS and (allowed is None or allowed.input_required):
+        names |= methods.RETRY_PARAMS
+    if era is Era.HANDSHAKE and allowed is not None and allowed.tasks:
+        names.add("task")
+    return {key: params[key] for key in params if key in names}
 
 
 def _denied(reason: Reason, name: str) -> Refused:
@@ -319,9 +352,3 @@ def _denied(reason: Reason, name: str) -> Refused:
             message = "Arguments do not fit the tool's inputSchema"
         return Refused(wire.INVALID_PARAMS, f"{message}: {name}", reason=reason)
     return Refused(wire.INVALID_PARAMS, f"Unknown tool: {name[:MAX_TOOL_NAME]}", reason=reason)
-
-
-def _target(message: wire.Request | wire.Notification, redactor: Redactor) -> str:
-    if message.method == "tools/call":
-        return f"tools/call {printable(message.params.get('name'), redactor)}"
-    return printable(message.method, redactor)

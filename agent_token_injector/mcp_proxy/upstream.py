@@ -1,64 +1,157 @@
-"""An MCP server as the relay sees it: a list of tools, and calls to them. Ids, processes and framing stay in here.
+"""A server behind the proxy: what it is, how it is kept alive, and what the relay may ask of it.
 
-A server over stdio is spoken to in the handshake era (2025-11-25), which every published server knows. It can answer
-what it was asked and nothing else: its requests are refused, its notifications are dropped, an answer to an id that is
-not waiting is dropped.
+Servers come as plain data from the control side. How bytes move is the business of `stdio_upstream` and `http_upstream`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
-import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from pydantic import SecretStr
+from agent_token_injector.mcp_proxy.eras import (
+    HANDSHAKE_VERSIONS,
+    META_CAPABILITIES,
+    META_SERVER_INFO,
+    META_VERSION,
+    STATELESS_VERSIONS,
+    Era,
+)
+from agent_token_injector.mcp_proxy.links import Link, LinkEvents, UpstreamError, UpstreamFailed
 
-from agent_token_injector.mcp_proxy import wire
-from agent_token_injector.mcp_proxy.child import Child
-from agent_token_injector.mcp_proxy.eras import HANDSHAKE_VERSIONS
-from agent_token_injector.mcp_proxy.servers import BuiltinAnswer, BuiltinServer, Recorder, StdioServer
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = [
+    "Backoff",
+    "HttpServerConfig",
+    "ServerConfig",
+    "SessionLike",
+    "StdioServerConfig",
+    "Upstream",
+    "UpstreamError",
+    "UpstreamEvents",
+    "UpstreamFailed",
+    "server_config",
+]
 
 MAX_PAGES: Final = 100
 MAX_TOOLS: Final = 2000
-WRITE_STALL_SECONDS: Final = 10.0
-
-
-class UpstreamFailed(Exception):
-    """The server is gone, or broke the protocol. The text is ours, and names no secret."""
-
-
-class UpstreamError(Exception):
-    """The server answered with a JSON-RPC error, which may hold anything: mask it."""
-
-    def __init__(self, code: int, message: str, data: Any) -> None:
-        super().__init__("the server answered with an error")
-        self.code = code
-        self.message = message
-        self.data = data
+META_CLIENT_INFO: Final = "io.modelcontextprotocol/clientInfo"
+PROTOCOLS: Final = ("auto", HANDSHAKE_VERSIONS[-1], *STATELESS_VERSIONS)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A tool's result, unmasked. `granted` says that all of it is what the agent asked for and may have."""
+class StdioServerConfig:
+    """A server that is started as a child process.
 
-    value: Any
-    granted: bool = False
+    `argv[0]` is a path, or a name found on the child's PATH. `env` is added to PATH, HOME, TMPDIR and LANG; there is
+    nothing else in the child's environment (D7). `cwd` defaults to the child's own empty HOME. `protocol` is one of
+    PROTOCOLS. `declare` is what the proxy declares as its client capabilities.
+    """
+
+    name: str
+    argv: tuple[str, ...] = field(repr=False)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cwd: str | None = None
+    protocol: str = "auto"
+    declare: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpServerConfig:
+    """A server that is reached over streamable HTTP. `headers` are added to every request; `oauth` asks for a bearer."""
+
+    name: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    oauth: bool = False
+    protocol: str = "auto"
+    declare: Mapping[str, Any] = field(default_factory=dict)
+
+
+ServerConfig: TypeAlias = StdioServerConfig | HttpServerConfig
+
+
+def server_config(plain: Mapping[str, Any]) -> ServerConfig:
+    """One server of the engine's configuration. Raises UpstreamFailed, naming the field and never its value."""
+    kind, name = plain.get("kind"), plain.get("name")
+    protocol, declare = plain.get("protocol", "auto"), plain.get("declare", {})
+    if not isinstance(name, str) or not name:
+        raise UpstreamFailed("its name is missing")
+    if protocol not in PROTOCOLS:
+        raise UpstreamFailed(f"its protocol is none of {', '.join(PROTOCOLS)}")
+    if not isinstance(declare, dict):
+        raise UpstreamFailed("its declare is not an object")
+    if kind == "stdio":
+        argv, cwd = plain.get("argv"), plain.get("cwd")
+        if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
+            raise UpstreamFailed("its argv is not a list of strings")
+        if cwd is not None and not isinstance(cwd, str):
+            raise UpstreamFailed("its cwd is not a string")
+        return StdioServerConfig(name, tuple(argv), _texts(plain, "env"), cwd, protocol, declare)
+    if kind == "http":
+        url, oauth = plain.get("url"), plain.get("oauth", False)
+        if not isinstance(url, str):
+            raise UpstreamFailed("its url is not a string")
+        if not isinstance(oauth, bool):
+            raise UpstreamFailed("its oauth is not a boolean")
+        return HttpServerConfig(name, url, _texts(plain, "headers"), oauth, protocol, declare)
+    raise UpstreamFailed("its kind is neither stdio nor http")
+
+
+def _texts(plain: Mapping[str, Any], key: str) -> dict[str, str]:
+    found = plain.get(key, {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise UpstreamFailed(f"its {key} is not an object of strings")
+    return dict(found)
+
+
+class SessionLike(Protocol):
+    """A client's session, as far as a server's link needs it."""
+
+    key: str
+
+    def capabilities_for(self, server: str) -> dict[str, Any]:
+        """The client capabilities that may be declared to that server."""
+        ...
+
+
+class UpstreamEvents(LinkEvents, Protocol):
+    """What a server tells the relay, beside what its links do."""
+
+    def restarted(self, upstream: Upstream) -> None:
+        """The server, or our conversation with it, began anew: what it lists may differ. Never raises."""
+        ...
 
 
 class Upstream(Protocol):
-    """One server behind the proxy. Every method is called on the proxy's event loop."""
+    """One server behind the proxy. Every method is called on the engine's event loop."""
 
-    async def start(self) -> list[dict[str, Any]]:
-        """Start the server and list its tools, all pages. Raises UpstreamFailed, UpstreamError."""
+    name: str
+    speaks: frozenset[Era]
+
+    @property
+    def house(self) -> Link:
+        """Our own conversation: list tools, ping. After a restart it is another one. Raises UpstreamFailed before."""
         ...
 
-    async def call(self, tool: str, arguments: Mapping[str, Any]) -> Answer:
-        """Call a tool. Cancelling tells the server. Raises UpstreamFailed, UpstreamError."""
+    async def start(self) -> None:
+        """Start or reach the server, and shake hands. Raises UpstreamFailed, UpstreamError."""
+        ...
+
+    async def definitions(self) -> list[dict[str, Any]]:
+        """Every tool it lists, all pages. Raises UpstreamFailed, UpstreamError."""
+        ...
+
+    def link(self, session: SessionLike | None, era: Era) -> Link:
+        """The conversation for a client of that era and session; the server's own era where it has but one."""
+        ...
+
+    def drop(self, session: SessionLike) -> None:
+        """The client's session is over."""
         ...
 
     def last_words(self) -> str:
@@ -66,196 +159,138 @@ class Upstream(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End the server and every process that it started. Safe to call twice, and before `start`."""
+        """End the server, or the conversations with it. Safe to call twice, and before `start`."""
         ...
 
 
-class StdioUpstream:
-    """A server that is our child."""
+async def list_definitions(link: Link) -> list[dict[str, Any]]:
+    """tools/list, all pages, bounded by MAX_PAGES and MAX_TOOLS. Raises UpstreamFailed, UpstreamError."""
+    tools: list[dict[str, Any]] = []
+    cursor: str | None = None
+    for _ in range(MAX_PAGES):
+        page = await link.ask("tools/list", {} if cursor is None else {"cursor": cursor})
+        found = page.get("tools") if isinstance(page, dict) else None
+        if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+            raise UpstreamFailed("its tools/list is not a list of tools")
+        tools.extend(found)
+        following = page.get("nextCursor")
+        if len(tools) > MAX_TOOLS or not isinstance(following, str | None):
+            break
+        if following is None:
+            return tools
+        cursor = following
+    raise UpstreamFailed("its tools/list does not end")
 
-    def __init__(self, server: StdioServer, client_info: Mapping[str, Any]) -> None:
-        self._server = server
-        self._client_info = dict(client_info)
-        self._child: Child | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._ids = itertools.count(1)
-        self._failed: str | None = None
 
-    async def start(self) -> list[dict[str, Any]]:
-        try:
-            self._child = Child(self._server)
-            await self._child.connect()
-        except OSError as error:
-            raise UpstreamFailed(f"it could not be started: {error.strerror}") from None
-        self._reading = asyncio.create_task(self._read())
-        hello = await self._ask(
-            "initialize",
-            {"protocolVersion": HANDSHAKE_VERSIONS[-1], "capabilities": {}, "clientInfo": self._client_info},
-        )
-        if not isinstance(hello, dict) or hello.get("protocolVersion") not in HANDSHAKE_VERSIONS:
+async def shake_hands(link: Link, era: Era, client_info: Mapping[str, Any], declare: Mapping[str, Any]) -> None:
+    """Begin the conversation in that era: what the server said of itself is on the link afterwards.
+
+    The link's own `ask` adds what every stateless request carries. Raises UpstreamFailed, UpstreamError.
+    """
+    version: Any
+    if era is Era.STATELESS:
+        hello = await link.ask("server/discover", {})
+        versions = hello.get("supportedVersions") if isinstance(hello, dict) else None
+        if not isinstance(versions, list) or STATELESS_VERSIONS[-1] not in versions:
             raise UpstreamFailed("it speaks no protocol version that the proxy knows")
-        await self._send(wire.notification("notifications/initialized"))
-        return await self._list_tools()
-
-    async def _list_tools(self) -> list[dict[str, Any]]:
-        tools: list[dict[str, Any]] = []
-        cursor: str | None = None
-        for _ in range(MAX_PAGES):
-            page = await self._ask("tools/list", {} if cursor is None else {"cursor": cursor})
-            found = page.get("tools") if isinstance(page, dict) else None
-            if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
-                raise UpstreamFailed("its tools/list is not a list of tools")
-            tools.extend(found)
-            cursor = page.get("nextCursor")
-            if cursor is None:
-                return tools
-            if not isinstance(cursor, str) or len(tools) > MAX_TOOLS:
-                break
-        raise UpstreamFailed("its tools/list does not end")
-
-    async def call(self, tool: str, arguments: Mapping[str, Any]) -> Answer:
-        return Answer(await self._ask("tools/call", {"name": tool, "arguments": dict(arguments)}))
-
-    async def _ask(self, method: str, params: dict[str, Any]) -> Any:
-        if self._failed is not None:
-            raise UpstreamFailed(self._failed)
-        minted = next(self._ids)
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[minted] = answer
-        try:
-            await self._send(wire.request(minted, method, params))
-            return await answer
-        except asyncio.CancelledError:
-            if minted in self._waiting and self._child is not None:
-                # Not awaited: a server that does not read must not hold up whoever cancels.
-                self._child.write(
-                    wire.notification("notifications/cancelled", {"requestId": minted, "reason": "cancelled"})
-                )
-            raise
-        finally:
-            self._waiting.pop(minted, None)
-
-    async def _send(self, line: bytes) -> None:
-        child = self._child
-        if child is None or self._failed is not None:
-            raise UpstreamFailed(self._failed or "it is not running")
-        child.write(line)
-        try:
-            async with asyncio.timeout(WRITE_STALL_SECONDS):
-                await child.drain()
-        except TimeoutError:
-            self._fail("it stopped reading")
-        except OSError:
-            self._fail("it closed its input")
-
-    async def _read(self) -> None:
-        child = self._child
-        assert child is not None  # noqa: S101 - start() sets it before it creates this task
-        try:
-            while (line := await child.read_line()) is not None:
-                await self._take(line)
-            self._fail("it ended")
-        except asyncio.LimitOverrunError:
-            self._fail(f"it sent a message of more than {wire.MAX_BYTES // 1024 // 1024} MiB")
-        except UpstreamFailed:
-            return
-
-    async def _take(self, line: bytes) -> None:
-        try:
-            message = wire.parse(line, exact_integers=False)
-        except wire.WireError as error:
-            self._give_up_on(line, str(error))
-            return
-        if isinstance(message, wire.Request):
-            if message.method == "ping":
-                await self._send(wire.result(message.id, {}))
-            else:
-                await self._send(wire.error(message.id, wire.METHOD_NOT_FOUND, "Method not found"))
-        elif isinstance(message, wire.Response):
-            # Our ids are integers; "7" is not 7, and a server that thinks so answers nobody.
-            waiting = self._waiting.get(message.id) if isinstance(message.id, int) else None
-            if waiting is not None and not waiting.done():
-                if message.error is None:
-                    waiting.set_result(message.result)
-                else:
-                    waiting.set_exception(_as_error(message.error))
-
-    def _give_up_on(self, line: bytes, why: str) -> None:
-        """An answer that cannot be read safely fails the call it belongs to; what is no answer of ours is noise."""
-        with contextlib.suppress(ValueError, RecursionError):
-            loose = json.loads(line)
-            found = loose.get("id") if isinstance(loose, dict) else None
-            waiting = self._waiting.get(found) if type(found) is int else None
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(UpstreamFailed(f"its answer cannot be read safely ({why})"))
-
-    def _fail(self, why: str) -> None:
-        self._failed = self._failed or why
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(UpstreamFailed(self._failed))
-
-    def last_words(self) -> str:
-        return "" if self._child is None else self._child.last_words()
-
-    async def stop(self) -> None:
-        self._fail("it was stopped")
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait([self._reading])
-        if self._child is not None:
-            await self._child.stop()
+        version, info = STATELESS_VERSIONS[-1], _object(_object(hello.get("_meta")).get(META_SERVER_INFO))
+    else:
+        hello = await link.ask(
+            "initialize",
+            {
+                "protocolVersion": HANDSHAKE_VERSIONS[-1],
+                "capabilities": dict(declare),
+                "clientInfo": dict(client_info),
+            },
+        )
+        version = hello.get("protocolVersion") if isinstance(hello, dict) else None
+        if not isinstance(version, str) or version not in HANDSHAKE_VERSIONS:
+            raise UpstreamFailed("it speaks no protocol version that the proxy knows")
+        info = _object(hello.get("serverInfo"))
+    instructions = hello.get("instructions")
+    link.era, link.version, link.info = era, version, info
+    link.capabilities = _object(hello.get("capabilities"))
+    link.instructions = instructions if isinstance(instructions, str) else None
 
 
-def _as_error(problem: Mapping[str, Any]) -> UpstreamError:
-    code, message = problem.get("code"), problem.get("message")
-    return UpstreamError(
-        code if type(code) is int else wire.INTERNAL_ERROR,
-        message if isinstance(message, str) else "the server answered with an error",
-        problem.get("data"),
-    )
+def _object(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
 
 
-class BuiltinUpstream:
-    """A server of ours, in a worker thread.
+def stateless_params(
+    params: Mapping[str, Any], client_info: Mapping[str, Any], declare: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`params` with what a request of 2026-07-28 says of its sender in `_meta`."""
+    meta = {
+        META_VERSION: STATELESS_VERSIONS[-1],
+        META_CAPABILITIES: dict(declare),
+        META_CLIENT_INFO: dict(client_info),
+    }
+    return {**params, "_meta": {**_object(params.get("_meta")), **meta}}
 
-    Args:
-        server: its tools.
-        recorder: what they write their own audit events with.
-        learn: is told every secret that a tool discloses, before the agent is.
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before a server is started again, in seconds: `first`, doubling to `limit`, a tenth of it random.
+
+    A life of `settled` seconds begins the series anew.
     """
 
-    def __init__(self, server: BuiltinServer, recorder: Recorder, learn: Callable[[SecretStr], None]) -> None:
-        self._tools = {tool.definition["name"]: tool.run for tool in server.tools}
-        self._recorder = recorder
-        self._learn = learn
-        self._definitions = [dict(tool.definition) for tool in server.tools]
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"mcp-{server.name}")
+    first: float = 0.1
+    limit: float = 10.0
+    settled: float = 30.0
 
-    async def start(self) -> list[dict[str, Any]]:
-        return self._definitions
+    def delay(self, failures: int) -> float:
+        """The wait after that many failures in a row, one or more."""
+        seconds = min(self.limit, self.first * 2.0 ** min(failures - 1, 32))
+        return seconds * random.uniform(0.9, 1.0)  # noqa: S311 - spreads restarts; nothing is kept secret by it
 
-    async def call(self, tool: str, arguments: Mapping[str, Any]) -> Answer:
+
+class Restarter:
+    """Starts a server again and again until it lives, with pauses that grow.
+
+    Args:
+        launch: starts the server and shakes hands; raises UpstreamFailed, UpstreamError.
+        limit: seconds that one launch may take.
+    """
+
+    def __init__(self, launch: Callable[[], Awaitable[None]], backoff: Backoff, *, limit: float) -> None:
+        self._launch = launch
+        self._backoff = backoff
+        self._limit = limit
+        self._failures = 0
+        self._born = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def born(self) -> None:
+        """The server lives from now on."""
+        self._born = asyncio.get_running_loop().time()
+
+    def died(self, then: Callable[[], None]) -> None:
+        """Begin to start it again; `then` is called when it lives."""
+        if self._task is not None:
+            return
         loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(self._worker, self._run, tool, dict(arguments))
-        granted = isinstance(answer.text, SecretStr)
-        text = answer.text.get_secret_value() if isinstance(answer.text, SecretStr) else answer.text
-        return Answer({"content": [{"type": "text", "text": text}], "isError": answer.is_error}, granted=granted)
+        if loop.time() - self._born >= self._backoff.settled:
+            self._failures = 0
+        self._task = loop.create_task(self._again(then))
 
-    def _run(self, tool: str, arguments: Mapping[str, Any]) -> BuiltinAnswer:
-        answer = self._tools[tool](arguments, self._recorder)
-        if isinstance(answer.text, SecretStr):
+    async def _again(self, then: Callable[[], None]) -> None:
+        while True:
+            self._failures += 1
+            await asyncio.sleep(self._backoff.delay(self._failures))
             try:
-                self._learn(answer.text)
-            except Exception:  # noqa: BLE001 - whatever keeps a value from being masked, it is not disclosed then
-                raise UpstreamFailed("the value could not be kept out of the records; it was not disclosed") from None
-        return answer
-
-    def last_words(self) -> str:
-        return ""
+                async with asyncio.timeout(self._limit):
+                    await self._launch()
+            except (UpstreamFailed, UpstreamError, TimeoutError):
+                continue
+            break
+        self._task = None
+        self.born()
+        then()
 
     async def stop(self) -> None:
-        self._worker.shutdown(wait=False, cancel_futures=True)
-        # The thread ends with the call it is in, which the vault's own timeout bounds.
-        await asyncio.get_running_loop().run_in_executor(None, self._worker.shutdown)
+        """Start nothing any more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from agent_token_injector.vaults.base import VaultSession
 
 OUT_OF_SCOPE: Final = "not within this handoff's scope"
+MAX_TEXT: Final = 4096
+"""Longer arguments are refused by the tool's own schema, and so never leave the engine."""
 
 _DEFINITION: Final[Mapping[str, Any]] = {
     "name": "get_secret",
@@ -29,8 +31,16 @@ _DEFINITION: Final[Mapping[str, Any]] = {
     "inputSchema": {
         "type": "object",
         "properties": {
-            "name": {"type": "string", "description": "The secret's name, such as STRIPE_RESTRICTED_KEY."},
-            "path": {"type": "string", "description": "The folder it is in. Default: the handoff's own."},
+            "name": {
+                "type": "string",
+                "maxLength": MAX_TEXT,
+                "description": "The secret's name, such as STRIPE_RESTRICTED_KEY.",
+            },
+            "path": {
+                "type": "string",
+                "maxLength": MAX_TEXT,
+                "description": "The folder it is in. Default: the handoff's own.",
+            },
         },
         "required": ["name"],
         "additionalProperties": False,

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+import msgspec
+
 MAX_BYTES: Final = 10 * 1024 * 1024
 MAX_DEPTH: Final = 64
 MAX_METHOD: Final = 128
@@ -44,7 +46,7 @@ class WireError(Exception):
         self.id = id
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """A call that wants an answer."""
 
@@ -53,7 +55,7 @@ class Request:
     params: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Notification:
     """A call that wants none."""
 
@@ -61,7 +63,7 @@ class Notification:
     params: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
     """An answer: `result`, or an `error` as it came."""
 
@@ -73,12 +75,9 @@ class Response:
 Message: TypeAlias = Request | Notification | Response
 
 
-def parse(raw: bytes, *, exact_integers: bool = True) -> Message:
-    """Read one message. Raises WireError and nothing else, whatever the bytes.
-
-    `exact_integers=False` is for what servers answer: a result may hold any integer, because nothing is decided on it.
-    """
-    document = _load(raw, exact_integers=exact_integers)
+def parse(raw: bytes) -> Message:
+    """Read one message of a client. Raises WireError and nothing else, whatever the bytes."""
+    document = _load(raw)
     if isinstance(document, list):
         raise WireError(INVALID_REQUEST, "Invalid Request: batches are not accepted")
     if not isinstance(document, dict):
@@ -86,8 +85,54 @@ def parse(raw: bytes, *, exact_integers: bool = True) -> Message:
     return _message(document)
 
 
+def read_reply(raw: bytes) -> dict[str, Any]:
+    """Read one message of a server: `method` with or without `id`, or `id` and one of `result` and `error`.
+
+    Read once, and written anew before anybody sees it: of a key that came twice the last one is all there is. A result
+    may hold any integer, because nothing is decided on it. Raises WireError and nothing else, whatever the bytes.
+    """
+    if len(raw) > MAX_BYTES:
+        raise WireError(INVALID_REQUEST, f"larger than {MAX_BYTES // 1024 // 1024} MiB")
+    try:
+        document = _DECODER.decode(raw)
+    except RecursionError:
+        raise WireError(PARSE_ERROR, f"nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError:
+        # msgspec.DecodeError and UnicodeDecodeError are ValueErrors.
+        raise WireError(PARSE_ERROR, "not JSON") from None
+    if type(document) is not dict or document.get("jsonrpc") != "2.0":
+        raise WireError(INVALID_REQUEST, "not a JSON-RPC 2.0 message")
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+        _walk(document)
+    if "method" in document:
+        if "result" in document or "error" in document or type(document["method"]) is not str:
+            raise WireError(INVALID_REQUEST, "neither a request nor a response")
+    elif ("result" in document) is ("error" in document):
+        raise WireError(INVALID_REQUEST, "neither a request nor a response")
+    return document
+
+
+def loose_id(raw: bytes) -> int | None:
+    """The integer id of a message that cannot be read otherwise, as far as it can be told: for failing its question."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    number = found.get("id") if isinstance(found, dict) else None
+    return number if type(number) is int else None
+
+
 def encode(document: Any) -> bytes:
     """The one spelling: ASCII, one line, no blanks. Raises ValueError for what JSON does not have."""
+    try:
+        raw = _ENCODER.encode(document)
+    except OverflowError:
+        # An integer of more than 64 bits, in a server's answer.
+        raw = b"\xff"
+    return raw if raw.isascii() else _ascii(document)
+
+
+def _ascii(document: Any) -> bytes:
     return json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
@@ -162,12 +207,11 @@ class _RefusedError(ValueError):
     """What the JSON decoder's hooks raise; its text is for the peer."""
 
 
-def _load(raw: bytes, *, exact_integers: bool) -> Any:
+def _load(raw: bytes) -> Any:
     if len(raw) > MAX_BYTES:
         raise WireError(INVALID_REQUEST, f"Invalid Request: larger than {MAX_BYTES // 1024 // 1024} MiB")
-    decoder = _EXACT if exact_integers else _ANY
     try:
-        document = decoder.decode(raw.decode("utf-8"))
+        document = _EXACT.decode(raw.decode("utf-8"))
     except UnicodeDecodeError:
         raise WireError(PARSE_ERROR, "Parse error: not UTF-8") from None
     except _RefusedError as refused:
@@ -231,4 +275,5 @@ def _constant(text: str) -> Any:
 _EXACT: Final = json.JSONDecoder(
     object_pairs_hook=_unique, parse_int=_exact, parse_float=_finite, parse_constant=_constant
 )
-_ANY: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)
+_DECODER: Final = msgspec.json.Decoder()
+_ENCODER: Final = msgspec.json.Encoder()

@@ -171,6 +171,121 @@ def test_the_chain_of_one_handoff_is_not_that_of_another(tmp_path: Path) -> None
     assert verify_file(path, HANDOFF).ok
 
 
+EVENT = json.loads(LINES[0])
+
+NO_EVENTS: dict[str, dict[str, object] | list[object] | str] = {
+    "not an object": [],
+    "a text": "event",
+    "a member more": {**EVENT, "more": 1},
+    "a member less": {name: value for name, value in EVENT.items() if name != "reason"},
+    "another version": {**EVENT, "v": 2},
+    "a version that is true": {**EVENT, "v": True},
+    "a number that is true": {**EVENT, "seq": True},
+    "a number that is a text": {**EVENT, "seq": "1"},
+    "a number with a fraction": {**EVENT, "seq": 1.5},
+    "the number zero": {**EVENT, "seq": 0},
+    "a target that is null": {**EVENT, "target": None},
+    "an actor that is a number": {**EVENT, "actor": 1},
+    "a digest that is a list": {**EVENT, "digest": []},
+    "a time without a zone": {**EVENT, "at": "2026-06-20T12:00:00.000000"},
+    "a time with a zone of its own": {**EVENT, "at": "2026-06-20T12:00:00.000000+00:00"},
+    "a time in other digits": {**EVENT, "at": "\u0662026-06-20T12:00:00.000000Z"},
+    "a time and a line break": {**EVENT, "at": "2026-06-20T12:00:00.000000Z\n"},
+    "a decision nobody makes": {**EVENT, "decision": "perhaps"},
+    "a decision in capitals": {**EVENT, "decision": "ALLOWED"},
+    "a detail that is a list": {**EVENT, "detail": []},
+    "a detail that is null": {**EVENT, "detail": None},
+    "a nested detail": {**EVENT, "detail": {"deep": {}}},
+    "a list of numbers in its detail": {**EVENT, "detail": {"list": [1]}},
+    "a list of lists in its detail": {**EVENT, "detail": {"list": [[]]}},
+}
+
+
+@requirement("audit.strict", "H5.tamper-evident")
+@pytest.mark.parametrize("document", NO_EVENTS.values(), ids=NO_EVENTS.keys())
+def test_a_line_that_is_no_event_is_refused_though_its_digest_fits(document: object) -> None:
+    if isinstance(document, dict):
+        body = {name: value for name, value in document.items() if name != "digest"}
+        digest = "sha256:" + hashlib.sha256(rfc8785.dumps(body)).hexdigest()
+        document = {**document, "digest": digest} if document["digest"] == EVENT["digest"] else document
+
+    found = verify(rfc8785.dumps(document) + b"\n")  # type: ignore[arg-type]
+
+    assert (found.ok, found.at_seq, found.events) == (False, 1, 0)
+    assert "not an audit event" in str(found.problem)
+
+
+NO_SPELLINGS: dict[str, tuple[bytes, bytes]] = {
+    "a fraction of nothing": (b'"detail":{}', b'"detail":{"n":1.0}'),
+    "a number beyond what is exact": (b'"detail":{}', b'"detail":{"n":9007199254740992}'),
+    "a number far beyond": (b'"detail":{}', b'"detail":{"n":18446744073709552000}'),
+    "a number without end": (b'"detail":{}', b'"detail":{"n":1e999}'),
+    "no number": (b'"detail":{}', b'"detail":{"n":NaN}'),
+    "half a character": (b'"target":"tool_0"', rb'"target":"\ud800"'),
+    "half a character in bytes": (b'"target":"tool_0"', b'"target":"\xed\xa0\x80"'),
+    "a byte that is no character": (b'"target":"tool_0"', b'"target":"\xff"'),
+    "a raw control character": (b'"target":"tool_0"', b'"target":"\x01"'),
+    "depth without end": (b'"detail":{}', b'"detail":' + b"[" * 5000 + b"]" * 5000),
+    "a byte order mark": (b'{"action"', b'\xef\xbb\xbf{"action"'),
+}
+
+
+@requirement("audit.strict", "H5.tamper-evident")
+@pytest.mark.parametrize(("there", "instead"), NO_SPELLINGS.values(), ids=NO_SPELLINGS.keys())
+def test_a_line_that_not_every_parser_reads_is_refused(there: bytes, instead: bytes) -> None:
+    assert there in LINES[0]
+
+    found = verify(_forged(LINES[0].replace(there, instead)))
+
+    assert (found.ok, found.at_seq, found.events) == (False, 1, 0)
+    assert "not an audit event" in str(found.problem)
+
+
+@requirement("audit.strict", "H5.tamper-evident")
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [
+        (b'"v":1', b'"v":1,"v":1'),
+        (b'"detail":{}', b'"detail":{"n":1,"n":2}'),
+        (b'"detail":{}', b'"detail":{"n":-0}'),
+        (b'"detail":{}', b'"detail": {}'),
+        (b'"detail":{}', b'"detail":{"b":1,"a":2}'),
+        (b'"target":"tool_0"', rb'"target":"\u0074ool_0"'),
+        (b'"target":"tool_0"', rb'"target":"tool\/0"'),
+        (b'{"action":"tool.call",', b'{"actor":"test","action":"tool.call",'),
+    ],
+)
+def test_a_line_with_another_spelling_is_refused_though_its_digest_fits(there: bytes, instead: bytes) -> None:
+    assert there in LINES[0]
+
+    found = verify(_forged(LINES[0].replace(there, instead)))
+
+    assert (found.ok, found.at_seq, found.events) == (False, 1, 0)
+
+
+@requirement("audit.strict")
+@pytest.mark.parametrize("value", [0.5, -1.25e-7, 1.7976931348623157e-10, [], ["é"], "", None, True, -(2**53 - 1)])
+def test_every_value_that_a_detail_may_hold_is_read_back(value: object) -> None:
+    (detail,) = read_back({"é": value, "n": 1})
+
+    assert detail == {"é": value, "n": 1}
+
+
+def read_back(detail: dict[str, object]) -> list[dict[str, object]]:
+    body = {name: value for name, value in EVENT.items() if name != "digest"} | {"detail": detail}
+    digest = "sha256:" + hashlib.sha256(rfc8785.dumps(body)).hexdigest()
+    with chain_file(rfc8785.dumps({**body, "digest": digest}) + b"\n") as path:
+        return [dict(event.detail) for event in read_file(path, HANDOFF)]
+
+
+def _forged(line: bytes) -> bytes:
+    """The line with the digest of what it says now, in its own spelling."""
+    before, digest, after = line.partition(b'"digest":"' + EVENT["digest"].encode() + b'",')
+    assert digest
+    fitting = "sha256:" + hashlib.sha256(before + after[:-1]).hexdigest()
+    return before + b'"digest":"' + fitting.encode() + b'",' + after
+
+
 @requirement("audit.chain")
 def test_events_are_read_up_to_the_first_that_does_not_hold() -> None:
     with chain_file(b"".join([*LINES[:3], LINES[4]])) as path:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import stat
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
-from agent_token_injector.audit import ChainHead, Decision, genesis
+from agent_token_injector.audit import AuditLog, ChainHead, Decision, Draft, genesis
 from agent_token_injector.clock import ManualClock
 from agent_token_injector.errors import AuditUnavailable, ExitCode
 from agent_token_injector.masking import MASK, Redactor
@@ -55,8 +56,9 @@ def test_an_event_says_who_did_what_to_which_thing_under_which_handoff(tmp_path:
         "reason": "granted",
         "detail": {"bytes": 12, "ratio": 0.5, "cached": False, "era": None, "tools": ["a", "b"], "ms": 2},
     }
+    assert written.to_dict() == document
     assert written.when == clock.now()
-    with pytest.raises(ValidationError):
+    with pytest.raises(dataclasses.FrozenInstanceError):
         written.seq = 2  # type: ignore[misc]
 
 
@@ -239,9 +241,18 @@ def _taken(path: Path) -> bytes:
     return content
 
 
+Write = Callable[[AuditLog], object]
+
+WRITES: dict[str, Write] = {
+    "record": lambda log: log.record(HANDOFF, "tool.call", decision=Decision.ALLOWED),
+    "append": lambda log: log.append(HANDOFF, [Draft("tool.call", Decision.ALLOWED)] * 3),
+}
+
+
 @requirement("H5.fail-closed", "audit.fail-closed")
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_chain_that_is_not_the_one_we_left_is_not_written(tmp_path: Path, damage: Damage) -> None:
+def test_a_chain_that_is_not_the_one_we_left_is_not_written(tmp_path: Path, damage: Damage, write: Write) -> None:
     path = chain_of(tmp_path / "audit")
     with open_log(tmp_path / "audit") as log:
         for _ in range(2):
@@ -251,7 +262,7 @@ def test_a_chain_that_is_not_the_one_we_left_is_not_written(tmp_path: Path, dama
 
         for _ in range(2):
             with pytest.raises(AuditUnavailable) as refusal:
-                log.record(HANDOFF, "tool.call", decision=Decision.ALLOWED)
+                write(log)
 
         assert refusal.value.exit_code == ExitCode.AUDIT_UNAVAILABLE
         assert refusal.value.hint
@@ -274,13 +285,16 @@ AT_START: dict[str, Damage] = {
 
 
 @requirement("H5.fail-closed", "audit.fail-closed")
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
 @pytest.mark.parametrize("damage", AT_START.values(), ids=AT_START.keys())
-def test_a_chain_that_is_not_sound_is_not_taken_up(tmp_path: Path, damage: Damage) -> None:
-    write_chain(tmp_path / "audit", 2)
-    damage(chain_of(tmp_path / "audit"))
+def test_a_chain_that_is_not_sound_is_not_taken_up(tmp_path: Path, damage: Damage, write: Write) -> None:
+    path = write_chain(tmp_path / "audit", 2)
+    damage(path)
 
-    with open_log(tmp_path / "audit") as log, pytest.raises(AuditUnavailable):
-        log.record(HANDOFF, "tool.call", decision=Decision.ALLOWED)
+    with open_log(tmp_path / "audit") as log:
+        for _ in range(2):
+            with pytest.raises(AuditUnavailable):
+                write(log)
 
 
 @requirement("audit.fail-closed")

@@ -18,6 +18,8 @@ from pydantic import SecretStr
 
 from agent_token_injector.provisioning import provision
 from agent_token_injector.revocation import revoke
+from agent_token_injector.spec import HandoffSpec
+from tests.flow.rig import runs
 from tests.requirements import requirement
 from tests.world import ROOT, World, eventually, make_world
 
@@ -71,6 +73,23 @@ def driving() -> Iterator[Driver]:
         driver.close()
 
 
+@contextmanager
+def world_with_a_light_server(home: Path) -> Iterator[World]:
+    """A world whose MCP server starts at once: it is started at nearly every point."""
+    with make_world(home) as world:
+        (diary := home / "diary").mkdir(parents=True)
+        (tools := home / "tools.json").write_text('[{"name": "read_file", "inputSchema": {"type": "object"}}]')
+        server = {
+            "command": [sys.executable, str(ROOT / "tests" / "flow" / "tool_server.py")],
+            "env": {"GRANTED": "GH_TOKEN"},
+            "plain_env": {"TOOLS_FILE": str(tools), "DIARY": str(diary)},
+        }
+        document = {**world.spec.to_dict(), "mcp_servers": {"files": server}, "mcp_tools": ["files_read_file"]}
+        world.spec = HandoffSpec.parse(json.dumps(document))
+        yield world
+        assert eventually(lambda: not any(runs(page.name) for page in diary.iterdir())), "a server was left running"
+
+
 def elsewhere(world: World, name: str) -> World:
     """The same vendors, a vault and state of its own."""
     home = world.home / name
@@ -108,7 +127,7 @@ WORKERS = 2
 @requirement("D2.crash-points", "D4.all-or-nothing")
 def test_a_provisioner_killed_between_any_two_of_its_own_calls_leaves_nothing(tmp_path: Path, then: str) -> None:
     def some(worker: int) -> int:
-        with make_world(tmp_path / str(worker)) as world, driving() as driver:
+        with world_with_a_light_server(tmp_path / str(worker)) as world, driving() as driver:
             whole = elsewhere(world, "whole")
             told = driver.run(whole, whole.stripe_key(), 0)
             assert "calls" in told, told
@@ -133,7 +152,7 @@ def test_a_provisioner_killed_between_any_two_of_its_own_calls_leaves_nothing(tm
 @pytest.mark.parametrize("at", ["before", "after"])
 @requirement("D2.crash-points", "D3.keeper")
 def test_a_provisioner_killed_while_github_is_at_any_request_leaves_nothing(tmp_path: Path, at: Any) -> None:
-    with make_world(tmp_path) as world, driving() as driver:
+    with world_with_a_light_server(tmp_path) as world, driving() as driver:
         vendor = world.sandbox.github
         for number in range(count_requests(world, driver, vendor)):
             for then in ("revoke", "provision") if vendor.log[number].method == "POST" else ("revoke",):
@@ -145,7 +164,7 @@ def test_a_provisioner_killed_while_github_is_at_any_request_leaves_nothing(tmp_
 @pytest.mark.timeout(300)
 @requirement("D2.crash-points")
 def test_a_provisioner_killed_at_the_first_or_last_probe_of_stripe_leaves_nothing(tmp_path: Path) -> None:
-    with make_world(tmp_path) as world, driving() as driver:
+    with world_with_a_light_server(tmp_path) as world, driving() as driver:
         vendor = world.sandbox.stripe
         for number in (0, count_requests(world, driver, vendor) - 1):
             killed_during_request(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
@@ -194,6 +195,14 @@ def threads(*acts: Callable[[], Any]) -> Iterator[list[Any]]:
         thread.join(60)
         assert not thread.is_alive(), "a thread hangs"
     yield results
+
+
+def runs(pid: int | str) -> bool:
+    """Whether a process runs: one that has ended and waits for init to take notice does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def names_of(residue: Sequence[Any]) -> set[str]:

@@ -107,7 +107,8 @@ def test_every_step_of_a_provisioning_is_in_the_audit(ctx: HandoffContext, manif
         for surface in ("infisical", "github", "stripe")
         for action in ("mint.requested", "mint.done", "verify.done")
     ]
-    assert steps == [("gate.checked", ""), ("provision.started", ""), *per_surface, ("provision.committed", "")]
+    before = [("gate.checked", ""), ("provision.started", "")]
+    assert steps == [*before, *per_surface, ("provision.tools", "mcp"), ("provision.committed", "")]
     assert {event.decision for event in events(ctx)} == {Decision.ALLOWED, Decision.DONE}
     assert ctx.audit.verify(manifest.handoff).ok
 

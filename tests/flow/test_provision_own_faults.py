@@ -70,7 +70,7 @@ def test_an_audit_that_fails_at_any_event_stops_what_the_event_speaks_of_and_lea
     with elsewhere(world, 0) as (_, ctx):
         provision(spec_of(world, "github"), rewired(ctx, audit=counting.wrap(ctx.audit)))
         assert revoke(HANDOFF, ctx).ok
-    assert len(counting.names) == 9
+    assert len(counting.names) == 10
     minted = world.sandbox.github.count(MINT)
     for number in range(1, len(counting.names) + 1):
         failing = Failing(no_audit, at=number, onward=True, only=frozenset({"record"}))
@@ -168,7 +168,12 @@ def _stop() -> None:
 @requirement("D4.ctrl-c")
 @pytest.mark.parametrize(
     ("step", "surface"),
-    [("minting", "infisical"), ("minted", "infisical"), ("minting", "github"), ("minted", "github"), ("committed", "")],
+    [
+        *[(step, surface) for surface in ("infisical", "github") for step in ("minting", "minted")],
+        ("listing", "mcp"),
+        ("listed", "mcp"),
+        ("committed", ""),
+    ],
 )
 def test_ctrl_c_at_any_step_undoes_everything(world: World, ctx: HandoffContext, step: str, surface: str) -> None:
     with pytest.raises(KeyboardInterrupt):

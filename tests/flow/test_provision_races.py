@@ -105,7 +105,12 @@ def test_a_revocation_mark_set_while_provisioning_makes_the_provisioner_undo_its
 @requirement("H8.kill-switch", "D10.at-once")
 @pytest.mark.parametrize(
     ("step", "surface"),
-    [("minting", "infisical"), ("minted", "infisical"), ("minting", "github"), ("minted", "github"), ("committed", "")],
+    [
+        *[(step, surface) for surface in ("infisical", "github") for step in ("minting", "minted")],
+        ("listing", "mcp"),
+        ("listed", "mcp"),
+        ("committed", ""),
+    ],
 )
 def test_a_whole_revocation_from_another_host_at_any_step_of_a_provisioning_leaves_nothing(
     world: World, ctx: HandoffContext, step: str, surface: str

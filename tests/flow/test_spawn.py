@@ -36,6 +36,8 @@ BLOCK = {
     "HANDOFF_EXPIRES_AT",
 }
 """The names of the ADR's §4.5."""
+MCP_BLOCK = {"HANDOFF_MCP_URL", "HANDOFF_MCP_TOKEN", "HANDOFF_MCP_SOCKET"}
+"""Where the agent's tools are."""
 PRINT_ENV = "import json, os; print(json.dumps(dict(os.environ)))"
 
 
@@ -58,7 +60,7 @@ def test_a_callable_gets_exactly_the_document_of_the_adr(world: World, ctx: Hand
         (given,) = launcher.given
         document = given.to_json()
     assert list(document) == ["env", "mcp_tools", "mcp_tools_excluded"]
-    assert set(document["env"]) == BLOCK | {"HANDOFF_MCP_URL", "HANDOFF_MCP_TOKEN"}
+    assert set(document["env"]) == BLOCK | MCP_BLOCK
     held = ctx.vault.read_folder(PATH)
     assert document["env"]["GH_TOKEN"] == held["GH_HANDOFF_TOKEN"].get_secret_value()
     assert document["env"]["STRIPE_KEY"] == held["STRIPE_RESTRICTED_KEY"].get_secret_value()
@@ -82,7 +84,7 @@ def test_a_real_agents_environment_is_exactly_the_base_and_the_block(world: Worl
     ):
         seen: dict[str, str] = json.loads(stream.read())
     expected = {"INFISICAL_CLIENT_ID", "INFISICAL_CLIENT_SECRET", "INFISICAL_SECRET_PATH"}
-    expected |= {"HANDOFF_TASK_SLUG", "HANDOFF_EXPIRES_AT", "HANDOFF_MCP_URL", "HANDOFF_MCP_TOKEN", "CHECKOUT_PLAN"}
+    expected |= {"HANDOFF_TASK_SLUG", "HANDOFF_EXPIRES_AT", "CHECKOUT_PLAN"} | MCP_BLOCK
     base = {*BASE_ENV, *RUN_FOLDERS, "TERM", RUN_ID, MCP_CONFIG}
     # CPython sets LC_CTYPE for itself where the locale is C.
     assert set(seen) - {"LC_CTYPE"} == expected | base

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -39,7 +40,7 @@ from tests.flow.rig import (
 )
 from tests.launchers.agents import TREE, open_descriptors, pids
 from tests.launchers.agents import alive as runs
-from tests.mcp_proxy.harness import RawClient
+from tests.mcp_proxy.harness import RawClient, children_of
 from tests.requirements import requirement
 from tests.world import World, eventually
 
@@ -149,7 +150,7 @@ def test_at_its_expiry_the_agent_ends_with_its_whole_process_tree(
 
 
 @requirement("H3.expiry", "D8.recheck")
-def test_from_the_expiry_on_the_endpoint_refuses_at_once_and_asks_nobody(
+def test_from_the_expiry_on_the_endpoint_refuses_within_two_seconds_and_asks_nobody(
     world: World, ctx: HandoffContext, clock: ManualClock
 ) -> None:
     manifest = provisioned(world, ctx)
@@ -159,8 +160,20 @@ def test_from_the_expiry_on_the_endpoint_refuses_at_once_and_asks_nobody(
         client = RawClient(block["HANDOFF_MCP_URL"], SecretStr(block["HANDOFF_MCP_TOKEN"]))
         client.initialize()
         clock.advance(manifest.expires_at - clock.now() - timedelta(seconds=29))
-        with suppress(ConnectionError):  # The watch may be faster, and the endpoint gone already.
-            assert client.call("infisical_get_secret", {"name": "INFISICAL_CLIENT_ID"}).status == 403
+        assert eventually(lambda: not _accepts(client), seconds=2)
+
+
+@requirement("mcp.engine-dies", "spawn.watched")
+def test_an_agent_whose_mcp_proxy_died_is_stopped_and_the_receipt_says_why(world: World, ctx: HandoffContext) -> None:
+    provisioned(world, ctx)
+    run = started(world, ctx)
+    (engine,) = children_of([os.getpid()], b"mcp_proxy.engine")
+    os.kill(engine, signal.SIGKILL)
+    receipt = run.ended()
+    assert (receipt.reason, receipt.agent.survivors) == ("mcp-proxy-failed", 0)  # type: ignore[union-attr]
+    assert receipt.problems == ("the MCP proxy failed: it ended by itself (signal 9)",)
+    assert audit_of_the_end(ctx).reason == "mcp-proxy-failed"
+    run.agent.stdout.close()  # type: ignore[union-attr]
 
 
 @requirement("H8.kill-switch", "spawn.watched")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +48,8 @@ from tests.flow.rig import (
 )
 from tests.requirements import requirement
 from tests.world import World
+
+SERVER = Path(__file__).with_name("tool_server.py")
 
 
 def refused(
@@ -262,33 +266,52 @@ def test_what_is_no_handoff_id(ctx: HandoffContext) -> None:
     assert launcher.launches == 0
 
 
-GITHUB = {
-    "command": [sys.executable, "-m", "agent_token_injector.sandbox.github_mcp_server"],
-    "env": {"GITHUB_PERSONAL_ACCESS_TOKEN": "INFISICAL_CLIENT_ID"},
-    "plain_env": {"GITHUB_API_URL": "http://127.0.0.1:9"},
-}
+READ = {"name": "read_file", "inputSchema": {"type": "object"}}
+WRITE = {"name": "write_file", "inputSchema": {"type": "object"}}
+
+
+class Files:
+    """Two servers whose tools are what files say, and whose command can be taken away."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        (home / "diary").mkdir()
+        self.command = home / "tool-server"
+        self.command.write_text(f"#!/bin/sh\nexec {sys.executable} {SERVER}\n")
+        self.command.chmod(0o700)
+        self.offer("one", READ)
+        self.offer("two", WRITE)
+
+    def offer(self, name: str, *definitions: dict[str, Any]) -> None:
+        (self.home / name).write_text(json.dumps(definitions))
+
+    def servers(self) -> dict[str, Any]:
+        return {
+            name: {
+                "command": [str(self.command)],
+                "plain_env": {"TOOLS_FILE": str(self.home / name), "DIARY": str(self.home / "diary")},
+            }
+            for name in ("one", "two")
+        }
 
 
 @requirement("mcp.allowlist")
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("change", "says"),
     [
-        (
-            {
-                "mcp_servers": {"tools": {"command": ["no-such-mcp-server-anywhere"]}},
-                "mcp_tools": [{"name": "x", "server": "tools", "tool": "x"}],
-            },
-            "'no-such-mcp-server-anywhere' is not found",
-        ),
-        ({"mcp_tools": ["infisical_get_secret", "no_such_tool"]}, "no_such_tool"),
-        ({"mcp_servers": {"one": GITHUB, "two": GITHUB}, "mcp_tools": ["list_pull_requests"]}, "list_pull_requests"),
+        (lambda files: files.command.unlink(), "tool-server' is not found"),
+        (lambda files: files.offer("one", WRITE), "read_file"),
+        (lambda files: files.offer("two", READ, WRITE), "'read_file' is ambiguous"),
     ],
-    ids=["command not found", "a grant unknown to every server", "an ambiguous grant"],
+    ids=["the command is gone", "the tool is gone", "another server has the tool as well"],
 )
-def test_tools_that_cannot_be_served_as_granted(
-    world: World, ctx: HandoffContext, changes: dict[str, Any], says: str
+def test_tools_that_can_no_longer_be_served_as_granted(
+    world: World, ctx: HandoffContext, tmp_path: Path, change: Callable[[Files], None], says: str
 ) -> None:
-    provision(vault_only(world, **changes), ctx)
+    (home := tmp_path / "files").mkdir()
+    files = Files(home)
+    provision(vault_only(world, mcp_servers=files.servers(), mcp_tools=["read_file"]), ctx)
+    change(files)
     refused(ctx, SpawnRefused, says)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.gate.cases_task import LIFETIME, LOOSENED, NOT_ALLOWED, SURFACE_LIFETIME, TASK
-from tests.gate.cases_tools import ENVIRONMENT, FORBIDDEN_TOOLS, TOOLS
+from tests.gate.cases_tools import ENVIRONMENT, FORBIDDEN_TOOLS, TOOLS, TOOLS_WARNED
 from tests.gate.cases_vendors import AWS, CLOUDFLARE, FORBIDDEN_PERMISSIONS, GITHUB, HEROKU, LIVE_FINANCE, STRIPE, VAULT
 from tests.gate.good import GONE, Case
 
@@ -24,4 +24,5 @@ WARNED: Final = (
         "H1.vault-glob-wide",
         "infisical",
     ),
+    *TOOLS_WARNED,
 )

@@ -30,6 +30,12 @@ FORBIDDEN_TOOLS: Final = (
 )
 
 _SERVER: Final = {"command": ["tool"]}
+_REMOTE: Final = {"url": "https://mcp.example/mcp"}
+_OAUTH: Final = {
+    "token_url": "https://auth.example/token",
+    "client_id": "INFISICAL_CLIENT_ID",
+    "client_secret": "INFISICAL_CLIENT_SECRET",
+}
 TOOLS: Final = (
     *cases("mcp.empty", "mcp", "mcp_tools", {"an empty list": [], "left out": GONE}),
     *cases("mcp.wildcard", "mcp", "mcp_tools", {name: [name] for name in ("*", "github_*", "github_?", "*_create")}),
@@ -103,6 +109,116 @@ TOOLS: Final = (
         "mcp_servers.other",
         {"a surface not asked for": {**_SERVER, "env": {"KEY": "STRIPE_KEY"}}},
         **{"surfaces.stripe": GONE},
+    ),
+    *cases(
+        "mcp.secret-unknown",
+        "mcp",
+        "mcp_servers.remote",
+        {
+            "a header's": {**_REMOTE, "headers": {"X-Api-Key": "STRIPE_KEY"}},
+            "a header's, after a prefix": {
+                **_REMOTE,
+                "headers": {"Authorization": {"variable": "SOME_TOKEN", "prefix": "Bearer "}},
+            },
+            "a client's id": {**_REMOTE, "oauth": {**_OAUTH, "client_id": "CLIENT_ID"}},
+            "a client's secret": {**_REMOTE, "oauth": {**_OAUTH, "client_secret": "gh_token"}},
+        },
+        **{"surfaces.stripe": GONE},
+    ),
+    *cases(
+        "mcp.url-plain",
+        "mcp",
+        "mcp_servers.remote",
+        {
+            **{
+                url: {"url": url}
+                for url in (
+                    *(
+                        "http://mcp.example/mcp",
+                        "http://10.0.0.1/mcp",
+                        "http://0.0.0.0:1/mcp",
+                        "http://localhost.evil/mcp",
+                    ),
+                    *(
+                        "http://127.0.0.1.evil/mcp",
+                        "http://[::ffff:1.2.3.4]/mcp",
+                        "http://2130706433/mcp",
+                        "http://mylocalhost/",
+                    ),
+                )
+            },
+            "a token's": {**_REMOTE, "oauth": {**_OAUTH, "token_url": "http://auth.example/token"}},
+        },
+    ),
+    *cases(
+        "mcp.resources-wide",
+        "mcp",
+        "mcp_servers.github.allow",
+        {
+            uri: {"resources": [uri]}
+            for uri in (
+                "*",
+                "file*",
+                "file:*",
+                "file:/*",
+                "file://*",
+                "file:///*",
+                "https://*",
+                "docs://*/x",
+                "docs://a/*b*",
+                "**",
+            )
+        },
+    ),
+    *cases("mcp.wildcard", "mcp", "mcp_servers.github.allow", {"every prompt": {"prompts": ["*"]}}),
+    *cases(
+        "mcp.allow-empty",
+        "mcp",
+        "mcp_servers.github.allow",
+        {"subscriptions to nothing": {"subscribe": True}, "completion of nothing": {"completion": True}},
+    ),
+    *cases(
+        "mcp.limit",
+        "mcp",
+        "mcp_tools",
+        {
+            f"{name} {number}": [{"name": "list_issues", "limits": {name: number}}]
+            for name in ("calls", "per_minute")
+            for number in (0, -1)
+        },
+    ),
+    *cases(
+        "mcp.log-credential",
+        "mcp",
+        "mcp_tools",
+        {
+            name: [{"name": "list_issues", "log_arguments": ["title", name]}]
+            for name in ("password", "api_key", "apikey", "client-secret", "accessToken", "token", "Cookie", "jwt")
+        },
+    ),
+    *cases(
+        "mcp.format-place",
+        "mcp",
+        "mcp_tools",
+        {
+            name: [
+                {"name": "list_issues", "arguments": {"properties": {"r": {"items": {"anyOf": [{"format": name}]}}}}}
+            ]
+            for name in ("repository", "repository-owner", "repository-name")
+        },
+        **{"surfaces.github": GONE, "mcp_servers.github.env": {}},
+    ),
+)
+
+TOOLS_WARNED: Final = (
+    *(
+        Case(
+            f"a remote server that may ask for {what}",
+            {"mcp_servers.remote": {**_REMOTE, "allow": {what: True}}},
+            "mcp.remote-asks",
+            "mcp",
+        )
+        for what in ("sampling", "elicitation", "roots")
     ),
 )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +20,8 @@ from pydantic import SecretStr
 from agent_token_injector.audit import AuditEvent, AuditLog
 from agent_token_injector.clock import ManualClock
 from agent_token_injector.masking import Redactor
-from agent_token_injector.mcp_proxy import BuiltinServer, McpProxy, StdioServer
+from agent_token_injector.mcp_proxy import McpProxy, StdioServer
+from agent_token_injector.mcp_proxy.servers import Server
 from agent_token_injector.names import HandoffId
 from agent_token_injector.spec import ToolGrant
 
@@ -41,13 +45,32 @@ def wait_until(true: Callable[[], object], what: str, seconds: float = 10.0) -> 
         time.sleep(0.01)
 
 
+def our_threads() -> list[str]:
+    """The threads of proxies in this process."""
+    return [one.name for one in threading.enumerate() if one.name.startswith("mcp-")]
+
+
+def children_of(parents: Iterable[int], running: bytes) -> list[int]:
+    """The children of these processes whose command line has `running` in it."""
+    among, found = set(parents), []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent in among and running in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
 def grants(*wanted: str | dict[str, Any]) -> tuple[ToolGrant, ...]:
     return tuple(ToolGrant.model_validate(one) for one in wanted)
 
 
 @dataclass
 class Standing:
-    """What the proxy's `check` answers; tests change it."""
+    """What the proxy's `check` answers. Tests change it through `Rig.stands`, which sees to it that it is known."""
 
     reason: str | None = None
     broken: bool = False
@@ -66,10 +89,38 @@ class Rig:
     clock: ManualClock = field(default_factory=lambda: ManualClock(START))
     standing: Standing = field(default_factory=Standing)
     proxies: list[McpProxy] = field(default_factory=list)
+    audit_deadline: float = 2.0
+    """Seconds that a writer of the audit waits for another one."""
 
     def __post_init__(self) -> None:
-        self.audit = AuditLog(self.path / "audit", clock=self.clock, actor="tests")
+        self.audit = AuditLog(self.path / "audit", clock=self.clock, actor="tests", deadline=self.audit_deadline)
         self.log = self.path / "scripted.log"
+
+    def advance(self, by: timedelta) -> None:
+        """Move the clock on, and return once every proxy goes by it."""
+        self.clock.advance(by)
+        self.recheck()
+
+    def stands(self, reason: str | None = None, *, broken: bool = False) -> None:
+        """Change what `check` answers, and return once every proxy goes by it."""
+        self.standing.reason, self.standing.broken = reason, broken
+        self.recheck()
+
+    def recheck(self) -> None:
+        """Have every running proxy ask `check` and the clock now."""
+        for proxy in self.proxies:
+            if proxy.url and proxy.failed is None:
+                proxy.recheck()
+
+    @contextmanager
+    def audit_held(self) -> Iterator[None]:
+        """The handoff's chain is held by another writer: nothing can be written to it meanwhile."""
+        path = self.path / "audit" / f"{HANDOFF}.jsonl"
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.touch(0o600)
+        with path.open("rb") as chain:
+            fcntl.flock(chain, fcntl.LOCK_EX)
+            yield
 
     def scripted(self, name: str = "scripted", **env: str | SecretStr) -> StdioServer:
         env = {"SCRIPTED_LOG": str(self.log), "GRANTED": GRANTED, **env}
@@ -80,11 +131,12 @@ class Rig:
         wanted: Sequence[str | dict[str, Any]] = (),
         *,
         excluded: Sequence[str] = (),
-        servers: Sequence[StdioServer | BuiltinServer] | None = None,
+        servers: Sequence[Server] | None = None,
         start_seconds: float = 30.0,
         secrets: Sequence[SecretStr] = (GRANTED, TOKEN),
         token: SecretStr = TOKEN,
         redactor: Redactor | None = None,
+        **more: Any,
     ) -> McpProxy:
         proxy = McpProxy(
             handoff=HANDOFF,
@@ -98,6 +150,7 @@ class Rig:
             expires_at=START + timedelta(hours=1),
             clock=self.clock,
             start_seconds=start_seconds,
+            **more,
         )
         self.proxies.append(proxy)
         return proxy

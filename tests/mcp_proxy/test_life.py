@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -18,7 +18,8 @@ from pydantic import SecretStr
 
 from agent_token_injector.errors import SpawnRefused
 from agent_token_injector.mcp_proxy import StdioServer
-from tests.mcp_proxy.harness import GRANTED, SCRIPTED, RawClient, Rig, wait_until
+from agent_token_injector.mcp_proxy.desk import MAX_CALLS
+from tests.mcp_proxy.harness import GRANTED, SCRIPTED, TOKEN, RawClient, Rig, children_of, our_threads, wait_until
 from tests.requirements import requirement
 
 
@@ -35,10 +36,6 @@ def servers_running(rig: Rig) -> list[int]:
             if alive and int(entry.name) != os.getpid():
                 found.append(int(entry.name))
     return found
-
-
-def our_threads() -> list[str]:
-    return [one.name for one in threading.enumerate() if one.name.startswith(("mcp-", "asyncio"))]
 
 
 @requirement("D7.server-env-from-nothing")
@@ -193,17 +190,9 @@ def test_killing_a_servers_supervisor_ends_the_server_and_closing_finds_what_it_
 
 
 def _supervisors() -> list[int]:
-    """The children of this process that run child_main.py."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == os.getpid() and b"child_main.py" in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
+    """The processes that run child_main.py for an engine of ours."""
+    engines = children_of([os.getpid()], b"mcp_proxy.engine")
+    return children_of(engines, b"child_main.py")
 
 
 @requirement("D7.secrets-not-in-repr")
@@ -238,14 +227,17 @@ def test_servers_die_with_the_proxys_process_even_when_it_is_killed(rig: Rig) ->
 
 
 @requirement("D8.audit-before-forward")
-def test_what_cannot_be_put_on_record_is_not_done(rig: Rig) -> None:
+def test_what_cannot_be_put_on_record_is_not_done(impatient: Rig) -> None:
+    rig = impatient
     client = RawClient(rig.start(["echo"]).url)
     client.initialize()
-    rig.audit.close()
-    for answer in (client.call("echo", {"text": "x"}), client.ask("tools/list")):
-        assert answer.error == {"code": -32603, "message": "Audit unavailable: nothing was done"}
-    assert client.call("forbidden").error["message"] == "Unknown tool: forbidden"
+    client.ask("tools/list")
+    with rig.audit_held():
+        for answer in (client.call("echo", {"text": "x"}), client.ask("tools/list")):
+            assert answer.error == {"code": -32603, "message": "Audit unavailable: nothing was done"}
+        assert client.call("forbidden").error["message"] == "Unknown tool: forbidden"
     assert rig.calls_received() == []
+    assert client.call("echo", {"text": "x"}).text == '{"text": "x"}'
 
 
 @requirement("D8.recheck-standing")
@@ -257,7 +249,7 @@ def test_revocation_is_seen_by_the_next_request_and_ends_the_call_in_flight(rig:
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.call, "wait", message_id=7)
         wait_until(lambda: "wait" in rig.calls_received(), "the call arrives")
-        rig.standing.reason = reason
+        rig.stands(reason)
         assert call.result().error == {"code": -32001, "message": f"This handoff may not act: {reason}"}
     for method in ("tools/list", "ping", "initialize"):
         assert client.ask(method).status == 403
@@ -271,7 +263,7 @@ def test_revocation_is_seen_by_the_next_request_and_ends_the_call_in_flight(rig:
 def test_a_check_that_fails_is_a_no(rig: Rig) -> None:
     client = RawClient(rig.start(["echo"]).url)
     client.initialize()
-    rig.standing.broken = True
+    rig.stands(broken=True)
     assert client.call("echo", {"text": "x"}).error["message"].endswith("unchecked")
     assert rig.calls_received() == []
 
@@ -283,7 +275,7 @@ def test_expiry_ends_calls_in_flight_and_refuses_what_follows(rig: Rig) -> None:
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.call, "wait")
         wait_until(lambda: "wait" in rig.calls_received(), "the call arrives")
-        rig.clock.advance(timedelta(hours=1))
+        rig.advance(timedelta(hours=1))
         assert call.result().error["message"].endswith("expired")
     assert client.call("echo", {"text": "x"}).status == 403
     assert rig.events("tool.denied")[-1].reason == "expired"
@@ -329,17 +321,25 @@ def test_a_second_request_with_an_id_in_flight_is_refused_but_another_session_ma
 
 
 @requirement("mcp.in-flight-cap")
-def test_more_calls_than_the_cap_are_refused_until_some_have_ended(rig: Rig) -> None:
+def test_more_calls_than_the_cap_wait_over_stdio_and_are_refused_over_http(rig: Rig) -> None:
     proxy = rig.start(["wait"])
     client = RawClient(proxy.url)
     client.initialize()
-    with ThreadPoolExecutor(64) as pool:
-        calls = [pool.submit(client.call, "wait", message_id=n) for n in range(64)]
-        wait_until(lambda: len(rig.calls_received()) == 64, "the calls arrive")
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
+    call = {"name": "wait", "arguments": {}}
+    asked = [("initialize", hello), *[("tools/call", call)] * (MAX_CALLS + 10)]
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(proxy.socket_path))
+        line.sendall(f"HANDOFF-MCP/1 bytes {TOKEN.get_secret_value()}\n".encode())
+        assert line.recv(3) == b"OK\n"
+        for number, (method, params) in enumerate(asked):
+            document = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+            line.sendall(json.dumps(document).encode() + b"\n")
+        wait_until(lambda: len(rig.calls_received()) >= MAX_CALLS, "the calls arrive", 30)
         assert client.call("wait", message_id="one more").error["message"] == "Too many calls in flight"
+        assert len(rig.calls_received()) == MAX_CALLS
         proxy.cut_off("revoked")
-        assert all(call.result().error["code"] == -32001 for call in calls)
-    assert len(rig.calls_received()) == 64
+    assert len(rig.calls_received()) == MAX_CALLS
 
 
 @requirement("mcp.start-all-or-nothing")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from tests.mcp_proxy.harness import HANDOFF, META, STATELESS, TOKEN, RawClient, Rig, wait_until
+from tests.mcp_proxy.harness import META, STATELESS, TOKEN, RawClient, Rig, wait_until
 from tests.requirements import requirement
 
 NARROW = {
@@ -97,7 +96,7 @@ def test_arguments_outside_the_grant_or_the_tools_own_schema_never_reach_it_and_
     [
         "resources/list", "resources/read", "resources/templates/list", "resources/subscribe", "prompts/list",
         "prompts/get", "completion/complete", "logging/setLevel", "sampling/createMessage", "elicitation/create",
-        "roots/list", "tasks/get", "tasks/result", "tasks/cancel", "subscriptions/listen", "tools/Call", "tools/call ",
+        "roots/list", "tasks/get", "tasks/result", "tasks/cancel", "tools/Call", "tools/call ",
         "x/custom", "rpc.discover",
     ],
 )  # fmt: skip
@@ -254,12 +253,12 @@ def test_another_host_or_origin_is_forbidden(rig: Rig, client: RawClient, header
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/mcp", 405), ("PUT", "/mcp", 405), ("PATCH", "/mcp", 405), ("OPTIONS", "/mcp", 405), ("HEAD", "/mcp", 405),
+        ("PUT", "/mcp", 405), ("PATCH", "/mcp", 405), ("OPTIONS", "/mcp", 405), ("HEAD", "/mcp", 405),
         ("POST", "/mcp/", 404), ("POST", "/", 404), ("POST", "/mcp?x=1", 404), ("POST", "/%6dcp", 404), ("POST", "//mcp", 404),
         ("POST", "/sse", 404), ("POST", "/messages", 404), ("POST", "/x/../mcp", 404),
     ],
 )  # fmt: skip
-def test_there_is_one_address_and_no_stream(rig: Rig, client: RawClient, method: str, path: str, status: int) -> None:
+def test_there_is_one_address(rig: Rig, client: RawClient, method: str, path: str, status: int) -> None:
     assert client.send(OK, method=method, path=path).status == status
     assert reached(rig) == []
 
@@ -324,32 +323,39 @@ def test_notifications_that_mean_nothing_here_are_refused_and_those_of_the_proto
 
     assert note("notifications/initialized") == 202
     assert note("notifications/cancelled") == 202
-    assert note("notifications/roots/list_changed") == 400
+    assert note("notifications/roots/list_changed") == 202
+    assert note("notifications/of/nobody") == 400
     assert note("tools/call") == 400
     assert len(rig.received()) == 3
 
 
 def strangers(rig: Rig) -> list[tuple[str, int]]:
-    return [(event.reason, event.detail["requests"]) for event in rig.events("tool.denied")]
+    denied = rig.events("tool.denied")
+    return [(event.reason, event.detail["requests"]) for event in denied if "requests" in event.detail]
 
 
 @requirement("mcp.strangers-coalesced")
 def test_refusals_of_strangers_share_one_event_per_reason_and_second_and_none_is_lost(rig: Rig) -> None:
     proxy = rig.start(["echo"])
     stranger = RawClient(proxy.url, SecretStr("wrong"))
+    began = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         assert {one.status for one in pool.map(lambda _: stranger.initialize(), range(50))} == {401}
     assert stranger.ask("ping", headers={"Host": "evil.example"}).status == 403
-    assert strangers(rig) == [("unauthenticated", 1), ("headers", 1)]
-    rig.clock.advance(timedelta(seconds=1))
-    wait_until(lambda: len(strangers(rig)) == 3, "the count is written without another request")
-    assert strangers(rig)[-1] == ("unauthenticated", 49)
+    assert ("headers", 1) in strangers(rig)
+    wait_until(lambda: refused_as_strangers(rig) == 50, "the count is written without another request")
+    assert len(strangers(rig)) <= 3 + (time.monotonic() - began)
     for _ in range(7):
         assert stranger.initialize().status == 401
     proxy.close()
-    assert strangers(rig)[3:] == [("unauthenticated", 7)]
+    assert refused_as_strangers(rig) == 57
+    before = strangers(rig)
     proxy.close()
-    assert len(strangers(rig)) == 4
+    assert strangers(rig) == before
+
+
+def refused_as_strangers(rig: Rig) -> int:
+    return sum(count for reason, count in strangers(rig) if reason == "unauthenticated")
 
 
 @requirement("mcp.strangers-coalesced", "H5.one-event-per-access")
@@ -361,14 +367,14 @@ def test_refusals_of_the_agent_itself_have_an_event_each(rig: Rig, client: RawCl
 
 
 @requirement("mcp.strangers-coalesced")
-def test_strangers_are_refused_and_counted_while_nothing_can_be_written(rig: Rig, client: RawClient) -> None:
+def test_strangers_are_refused_and_counted_while_nothing_can_be_written(impatient: Rig) -> None:
+    rig = impatient
+    client = RawClient(rig.start(["echo"]).url)
+    client.initialize()
     stranger = RawClient(rig.proxies[-1].url, SecretStr("wrong"))
-    chain = rig.path / "audit" / f"{HANDOFF}.jsonl"
     client.call("forbidden")
-    with chain.open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with rig.audit_held():
         for _ in range(3):
             assert stranger.initialize().status == 401
-    rig.clock.advance(timedelta(seconds=1))
     wait_until(lambda: rig.events("tool.denied")[-1].reason == "unauthenticated", "the count is written")
-    assert rig.events("tool.denied")[-1].detail["requests"] == 3
+    assert refused_as_strangers(rig) == 3

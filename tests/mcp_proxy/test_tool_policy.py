@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_token_injector.errors import SpawnRefused
-from agent_token_injector.mcp_proxy.tool_policy import Allowed, Denied, Reason, ToolPolicy
+from agent_token_injector.mcp_proxy.grants import Grant, Limits
+from agent_token_injector.mcp_proxy.tool_policy import Allowed, Decision, Denied, Reason, ToolPolicy
 from tests.mcp_proxy.harness import grants
 from tests.requirements import requirement
 
@@ -40,6 +41,12 @@ def narrowed(schema: Any, arguments: Any, own: Any = None) -> str:
     return decision.reason.value if isinstance(decision, Denied) else "allowed"
 
 
+def allowed(decision: Decision) -> tuple[str, str]:
+    """Where an allowed call goes."""
+    assert isinstance(decision, Allowed)
+    return decision.server, decision.tool
+
+
 @requirement("mcp.grant-names")
 @pytest.mark.parametrize(
     ("grant", "target"),
@@ -53,7 +60,7 @@ def narrowed(schema: Any, arguments: Any, own: Any = None) -> str:
 )
 def test_a_grant_means_server_and_tool_or_a_tool_that_one_server_has(grant: Any, target: tuple[str, str]) -> None:
     policy = ToolPolicy.resolve(grants(grant), (), OFFERED)
-    assert policy.decide(policy.tools[0], {}) == Allowed(*target)
+    assert allowed(policy.decide(policy.tools[0], {})) == target
 
 
 @requirement("mcp.grant-names")
@@ -162,6 +169,65 @@ def test_a_tool_whose_own_schema_cannot_be_used_cannot_be_granted_and_harms_no_o
     assert ToolPolicy.resolve(grants("u"), (), offered).tools == ("u",)
 
 
+@requirement("mcp.allowed-once")
+def test_what_is_allowed_is_made_once_and_says_all_that_the_relay_needs() -> None:
+    definition = {
+        "name": "read",
+        "title": "Read",
+        "inputSchema": {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}},
+        "x-vendor": [1],
+    }
+    grant = {
+        "name": "look",
+        "server": "files",
+        "tool": "read",
+        "limits": {"per_minute": 3},
+        "log_arguments": ["region"],
+    }
+    policy = ToolPolicy.resolve(grants({**grant, "tasks": True}), (), {"files": [definition]})
+    one = policy.decide("look", {})
+    assert isinstance(one, Allowed)
+    assert one is policy.decide("look", {"region": "eu"}) is policy.allowed["look"]
+    assert (one.name, one.server, one.tool, one.target) == ("look", "files", "read", "files/read")
+    assert (one.limits, one.log_arguments, one.tasks, one.input_required) == (Limits(None, 3), ("region",), True, False)
+    assert one.tool_json == b'"read"'
+    assert one.definition is definition
+    assert one.param_headers is not None
+    assert policy.definitions() == [{**definition, "name": "look"}]
+    assert "x-vendor" not in repr(policy)
+    plain = ToolPolicy.resolve([Grant(name="read")], (), OFFERED).decide("read", {})
+    assert isinstance(plain, Allowed)
+    assert (plain.limits, plain.param_headers, plain.log_arguments) == (None, None, ())
+
+
+@requirement("mcp.allowed-once")
+def test_the_specs_grants_and_the_engines_mean_the_same() -> None:
+    arguments = {"properties": {"base": {"enum": ["a", "b"]}}, "required": ["base"]}
+    spec = grants({"name": "read", "arguments": arguments, "limits": {"calls": 2}})
+    plain = [Grant.from_plain(one.model_dump(mode="json")) for one in spec]
+    for policy in (ToolPolicy.resolve(spec, (), OFFERED), ToolPolicy.resolve(plain, (), OFFERED)):
+        assert policy.allowed["read"].limits == Limits(2, None)
+        assert policy.decide("read", {"base": "c"}) == Denied(Reason.ARGUMENTS)
+        assert allowed(policy.decide("read", {"base": "b"})) == ("files", "read")
+
+
+@requirement("mcp.withdrawn")
+def test_a_tool_that_is_withdrawn_is_neither_listed_nor_allowed_and_the_rest_stays() -> None:
+    whole = ToolPolicy.resolve(
+        grants("read", "write", {"name": "look", "server": "files", "tool": "get_me"}), ("x",), OFFERED
+    )
+    less = whole.without(["read", "nothing", "merge"])
+    assert less.tools == ("write", "look")
+    assert [one["name"] for one in less.definitions()] == ["write", "look"]
+    assert less.decide("read", {}) == Denied(Reason.WITHDRAWN)
+    assert less.without({"look"}).decide("read", {}) == Denied(Reason.WITHDRAWN)
+    assert less.decide("merge", {}) == Denied(Reason.NOT_LISTED)
+    assert less.decide("nothing", {}) == Denied(Reason.UNKNOWN)
+    assert less.decide("x", {}) == Denied(Reason.EXCLUDED)
+    assert allowed(less.decide("write", {})) == ("files", "write")
+    assert allowed(whole.decide("read", {})) == ("files", "read")
+
+
 NAMES = st.text(max_size=12) | st.sampled_from(
     ["read", "Read", "read ", "files_read", "write", "files_write", "get_me"]
 )
@@ -248,7 +314,7 @@ def test_a_key_that_no_reader_takes_for_a_constrained_one_passes(schema: Any, ar
 def test_two_keys_that_are_alike_but_for_case_are_refused_even_without_a_grants_schema() -> None:
     policy = ToolPolicy.resolve(grants("read"), (), OFFERED)
     assert policy.decide("read", {"path": "a", "Path": "b"}) == Denied(Reason.ARGUMENTS)
-    assert policy.decide("read", {"path": "a", "paths": "b"}) == Allowed("files", "read")
+    assert allowed(policy.decide("read", {"path": "a", "paths": "b"})) == ("files", "read")
 
 
 @requirement("mcp.lookalike-keys")
@@ -259,3 +325,12 @@ def test_no_other_spelling_that_a_known_folding_makes_alike_passes(key: str, con
     )
     verdict = narrowed({"properties": {constant: {}}}, {key: 1})
     assert not (alike and key != constant and verdict == "allowed")
+
+
+@requirement("mcp.lookalike-keys")
+def test_an_agent_that_sends_other_keys_each_time_is_judged_alike_to_the_end() -> None:
+    grant = {"name": "t", "server": "s", "tool": "t", "arguments": TEXT}
+    policy = ToolPolicy.resolve(grants(grant), (), {"s": [tool("t")]})
+    for number in range(600):
+        assert isinstance(policy.decide("t", {"text": "ok", f"More{number}": {f"K{number}": 1}}), Allowed)
+        assert policy.decide("t", {"text": "ok", f"More{number}": 1, "TEXT": 1}) == Denied(Reason.ARGUMENTS)

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from agent_token_injector.clock import LOCAL_EARLY
 from agent_token_injector.errors import VaultUnreachable
 from agent_token_injector.masking import MASK, Redactor
-from agent_token_injector.mcp_proxy import vault_server
+from agent_token_injector.mcp_proxy.vault_server import vault_server
 from agent_token_injector.names import PROVISION_MANIFEST, Layout, SecretGlob, VaultPath
 from agent_token_injector.vaults.base import VaultSession
 from agent_token_injector.vaults.embedded import EmbeddedVault
@@ -133,7 +133,7 @@ def test_a_path_or_name_with_a_second_reading_never_reaches_the_vault(
 @requirement("mcp.vault-get-secret")
 def test_a_missing_secret_and_an_absent_vault_are_errors_the_agent_can_read(rig: Rig, vaulted: Vaulted) -> None:
     assert vaulted.get("NOT_THERE") == ("no such secret", True)
-    rig.clock.advance(timedelta(minutes=11))
+    rig.advance(timedelta(minutes=11))
     vaulted.down = True
     assert vaulted.get("STRIPE_RESTRICTED_KEY") == ("the vault gave no answer; try again later", True)
     assert [event.reason for event in rig.events("vault.read")] == ["not-found", "unreachable"]
@@ -144,7 +144,7 @@ def test_a_token_about_to_end_is_replaced_and_a_fresh_one_is_kept(rig: Rig, vaul
     for _ in range(3):
         vaulted.get("STRIPE_RESTRICTED_KEY")
     assert vaulted.logins == 1
-    rig.clock.advance(timedelta(minutes=10) - LOCAL_EARLY)
+    rig.advance(timedelta(minutes=10) - LOCAL_EARLY)
     assert vaulted.get("STRIPE_RESTRICTED_KEY")[1] is False
     assert vaulted.logins == 2
 
@@ -168,8 +168,8 @@ def test_arguments_that_do_not_fit_the_tool_never_reach_it(rig: Rig, vaulted: Va
 
 @requirement("D8.audit-before-forward")
 def test_a_secret_whose_reading_cannot_be_put_on_record_is_not_disclosed(rig: Rig, vaulted: Vaulted) -> None:
-    rig.audit.close()
-    answer = vaulted.client.call("infisical_get_secret", {"name": "STRIPE_RESTRICTED_KEY"})
+    with rig.audit_held():
+        answer = vaulted.client.call("infisical_get_secret", {"name": "STRIPE_RESTRICTED_KEY"})
     assert answer.error["message"] == "Audit unavailable: nothing was done"
     assert vaulted.logins == 0
 

@@ -80,7 +80,7 @@ def test_depth_and_size_have_limits() -> None:
 @requirement("D8.strict-parse")
 def test_a_reply_may_hold_an_integer_that_a_request_may_not() -> None:
     raw = b'{"jsonrpc":"2.0","id":1,"result":{"id":9007199254740993}}'
-    assert wire.parse(raw, exact_integers=False) == wire.Response(1, result={"id": 9007199254740993})
+    assert wire.read_reply(raw)["result"] == {"id": 9007199254740993}
     with pytest.raises(wire.WireError, match="an integer that not every parser reads alike"):
         wire.parse(raw)
 
