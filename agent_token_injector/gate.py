@@ -157,7 +157,11 @@ def _checklist(case: Case, refusals: Sequence[Finding]) -> Iterator[ChecklistIte
     )
     places = (
         "env",
-        *(f"mcp_servers.{name}.{part}" for name in spec.mcp_servers for part in ("env", "plain_env", "command")),
+        *(
+            f"mcp_servers.{name}.{part}"
+            for name in spec.mcp_servers
+            for part in ("env", "plain_env", "command", "url", "headers", "oauth", "allow")
+        ),
     )
     yield box(
         "session_context / env: only the above scoped credentials injected, no admin env vars",

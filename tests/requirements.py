@@ -301,6 +301,14 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "clock.iso": Requirement("design §4", "Times have one form, in UTC."),
         "clock.manual": Requirement("D11", "A manual clock moves when it is moved, forward only."),
         "clock.system": Requirement("D11", "The system clock tells aware UTC time."),
+        "corpus.arguments": Requirement("facts/mcp §2.23", "What stands in arguments is data."),
+        "corpus.framing": Requirement("facts/mcp §2.1", "A message is one line for every reader, or none."),
+        "corpus.log-lines": Requirement("facts/mcp §2.30", "Nothing that an agent sends ends a line of the audit."),
+        "corpus.meta": Requirement("facts/mcp §2.22", "Of `_meta` a server sees what the proxy knows, and nothing else."),
+        "corpus.own-headers": Requirement("facts/mcp §2.28", "No header and no credential of the agent reaches a server."),
+        "corpus.refused": Requirement("issue 3", "Every way round of the corpus ends as its file says."),
+        "corpus.sdk-lines": Requirement("issue 3", "The corpus ends alike before servers on every line of the SDKs."),
+        "corpus.tasks": Requirement("facts/mcp §2.19", "No task begins that was not granted, and none is told of."),
         "demo.no-trace": Requirement("issue 2", "The demo leaves no process, file or HOME entry, interrupted too."),
         "demo.shows": Requirement("issue 2", "The demo shows every scene of a handoff's life."),
         "demo.spec": Requirement("issue 2", "The demo takes a spec of one's own, or refuses it clearly."),
@@ -503,6 +511,9 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "mcp.sdk-client": Requirement("issue 2", "The SDK's client works in front of the proxy, in every mode."),
         "mcp.sdk-lines": Requirement("issue 3", "Servers on every line of the official SDKs work behind the proxy."),
         "mcp.secret-unknown": Requirement("design §6", "A server that wants a secret the handoff has not is refused."),
+        "mcp.server-secrets": Requirement(
+            "issue 3", "A server behind the proxy gets the secrets granted to it, and no others."
+        ),
         "mcp.server-unknown": Requirement("design §6", "A grant on a server that is not declared is refused."),
         "mcp.sessions": Requirement("MCP 2025-11-25", "Sessions are bound to the handoff and bounded in number."),
         "mcp.several-servers": Requirement("issue 2", "Several servers stand behind one address."),
@@ -513,6 +524,15 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         ),
         "mcp.token-required": Requirement("issue 2", "Nothing is answered without the handoff's own token."),
         "mcp.tool-name": Requirement("ADR §4.5", "A name that no tool can have is refused."),
+        "mcp.traced": Requirement(
+            "issue 3", "A call is one span as OpenTelemetry's conventions for MCP have it, its server's a child of it."
+        ),
+        "mcp.traced-never-holds-up": Requirement("issue 3", "A collector that is slow, gone or rude costs no call."),
+        "mcp.traced-no-secret": Requirement("D7", "No credential, argument or result leaves with a span."),
+        "mcp.traced-refusals": Requirement("issue 3", "What is refused, cut or fails is a span with an error."),
+        "mcp.traced-when-configured": Requirement(
+            "issue 3", "There are spans when the operator has set where they go; without that nothing is imported."
+        ),
         "mcp.upstream-cannot-initiate": Requirement(
             "facts/mcp §2.17", "What a server asks or sends by itself goes nowhere."
         ),
@@ -681,6 +701,7 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "upstream.many-in-flight": Requirement(
             "issue 3", "A thousand calls in flight are each answered with their own."
         ),
+        "upstream.no-leak": Requirement("issue 3", "Servers that come and go leave no descriptor behind."),
         "upstream.noise-dropped": Requirement(
             "facts/mcp §2.7", "A server answers what it was asked; everything else is the relay's to judge."
         ),

@@ -143,6 +143,8 @@ class ChainFile:
         self._mutex = threading.Lock()
         self._fd: int | None = None
         self._identity: tuple[int, int] | None = None
+        self._locked = False
+        self._kept_until = 0.0
         self._loaded = False
         self._end = 0
         self._last = b""
@@ -155,27 +157,52 @@ class ChainFile:
         return self._fd
 
     @contextlib.contextmanager
-    def held(self, deadline: float, *, create: bool) -> Iterator[None]:
+    def held(self, deadline: float, *, create: bool, keep: float = 0.0) -> Iterator[None]:
         """Hold the chain against every other writer, caught up with what they wrote.
+
+        With `keep` it stays held afterwards, for so many seconds or until `let_go`: whoever holds it again within them
+        finds it as it was left, without a look at the file.
 
         Raises AuditUnavailable when the lock is not to be had within `deadline` seconds or the chain is not the one we
         left; NoChain.
         """
-        until = time.monotonic() + deadline
+        now = time.monotonic()
         if not self._mutex.acquire(timeout=deadline):
             raise self._busy(deadline)
         try:
-            self._open(create=create)
-            self._flock(until, deadline)
+            if now >= self._kept_until:
+                self._unlock()
+                self._open(create=create)
+                self._flock(now + deadline, deadline)
+                self._locked = True
+                self._kept_until = 0.0
             try:
-                self._catch_up(self._check_in_place())
+                if not self._kept_until:
+                    self._catch_up(self._check_in_place())
+                    self._kept_until = time.monotonic() + keep if keep else 0.0
                 yield
             except OSError as error:
+                self._kept_until = 0.0
                 raise unavailable(f"{self._what} cannot be read", error) from None
+            except BaseException:
+                self._kept_until = 0.0
+                raise
             finally:
-                fcntl.flock(self.fd, fcntl.LOCK_UN)
+                if not self._kept_until:
+                    self._unlock()
         finally:
             self._mutex.release()
+
+    def let_go(self) -> None:
+        """Let other writers have a chain that `held` has kept."""
+        with self._mutex:
+            self._kept_until = 0.0
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._locked and self._fd is not None:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self._locked = False
 
     def append(self, lines: Sequence[bytes], head: ChainHead) -> None:
         """Write the next lines in one go; `head` is then the chain's.

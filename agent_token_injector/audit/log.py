@@ -40,6 +40,17 @@ SPOOL_WAIT: Final = 0.25
 
 _MAX_OPEN: Final = 64
 
+_forks = 0
+"""How many forks this process comes from, since this module was imported."""
+
+
+def _forked() -> None:
+    global _forks  # noqa: PLW0603 - the kernel's own count, as it were
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
 
 class AuditLog:
     """The chains of one directory, written by this process and any number of others. Safe to share between threads.
@@ -84,7 +95,7 @@ class AuditLog:
         self._chains: dict[HandoffId, ChainFile] = {}
         self._latest: ChainFile | None = None
         self._closed = False
-        self._pid = os.getpid()
+        self._forks = _forks
         atexit.register(self.close)
 
     def __enter__(self) -> Self:
@@ -172,11 +183,14 @@ class AuditLog:
             return False
         return True
 
-    def append(self, handoff: HandoffId, drafts: Sequence[Draft]) -> int:
+    def append(self, handoff: HandoffId, drafts: Sequence[Draft], *, keep: float = 0.0) -> int:
         """Write many events under one lock, in one write and at one time, behind all that were spooled.
 
         The drafts are masked and cut as `record` does it. Does not wait for the disk (unless durability is `sync`); an
         urgent draft hurries it. Returns a ticket for `on_disk`, 0 for no drafts.
+
+        With `keep` the chain stays ours for so many seconds, so that appends that follow soon cost one write each; other
+        writers wait until then, or until `let_go`, and changes of the file by anybody else are seen then.
 
         Raises AuditUnavailable: then nothing of the batch is to be relied on, though some of its events may stand in
         the chain. Raises TypeError, with nothing written, for a draft whose action or other text is none.
@@ -185,7 +199,7 @@ class AuditLog:
             return 0
         rows = spell_batch(drafts, self._redactor)
         chain = self._writable(handoff)
-        with chain.held(self._deadline, create=True):
+        with chain.held(self._deadline, create=True, keep=keep):
             self._prepare(chain)
             lines, head = extend(chain.head, chain.frame, rows, at=stamp(self._clock.now()), actor=self._actor)
             chain.append(lines, head)
@@ -193,6 +207,10 @@ class AuditLog:
         if self._durability == "sync" and not self._sync.wait(ticket, SYNC_DEADLINE):
             raise self._not_synced()
         return ticket
+
+    def let_go(self, handoff: HandoffId) -> None:
+        """Let other writers have a chain that `append` has kept."""
+        self._chain(handoff).let_go()
 
     def on_disk(self, ticket: int, seconds: float = SYNC_DEADLINE) -> bool:
         """Wait up to `seconds` until what a ticket of `append` stands for is on disk; whether it is."""
@@ -271,7 +289,7 @@ class AuditLog:
     def close(self) -> None:
         """Flush, and let go of every file; nothing can be recorded afterwards. Raises AuditUnavailable as `flush` does."""
         with self._guard:
-            if self._closed or self._pid != os.getpid():
+            if self._closed or self._forks != _forks:
                 return
             self._closed = True
         atexit.unregister(self.close)
@@ -313,7 +331,7 @@ class AuditLog:
     def _writable(self, handoff: HandoffId) -> ChainFile:
         if self._closed:
             raise AuditUnavailable("the audit log is closed", hint="open another")
-        if self._pid != os.getpid():
+        if self._forks != _forks:
             # A file's lock belongs to whoever has it open, and parent and child have it open together.
             raise AuditUnavailable("the audit log was opened before this process was forked", hint="open another")
         return self._chain(handoff)

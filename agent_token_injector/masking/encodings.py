@@ -102,7 +102,9 @@ class Word(Literal):
         end = super().end(data, begin)
         if self._before and begin and data[begin - 1] in _WORD:
             return 0
-        return 0 if self._after and data[end : end + 1] and data[end] in _WORD else end
+        if self._after and end < len(data) and data[end] in _WORD:
+            return 0
+        return end
 
 
 class Hexadecimal(Literal):

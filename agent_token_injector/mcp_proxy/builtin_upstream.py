@@ -6,8 +6,8 @@ What it discloses is learnt here before the agent is told, so that it is masked 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agent_token_injector.mcp_proxy import wire
 from agent_token_injector.mcp_proxy.calls import Call
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from agent_token_injector.mcp_proxy.upstream import SessionLike
 
 
+class Keeper(Protocol):
+    """What a server of ours needs of the relay's state."""
+
+    def learn(self, secrets: Iterable[str]) -> None: ...
+
+    def let_go(self) -> None: ...
+
+
 class BuiltinUpstream:
     """A server without a process of its own.
 
@@ -28,7 +36,7 @@ class BuiltinUpstream:
         definitions: its tools.
         channel: reaches the control side.
         events: the relay.
-        learn: is told every secret that a tool discloses, before the agent is.
+        keeper: is told every secret that a tool discloses, before the agent is.
     """
 
     def __init__(
@@ -37,11 +45,11 @@ class BuiltinUpstream:
         definitions: Iterable[Mapping[str, Any]],
         channel: Channel,
         events: LinkEvents,
-        learn: Callable[[Iterable[str]], None],
+        keeper: Keeper,
     ) -> None:
         self.name = name
         self.speaks = frozenset({Era.HANDSHAKE})
-        self.house: Link = _BuiltinLink(name, channel, events, learn)
+        self.house: Link = _BuiltinLink(name, channel, events, keeper)
         self._definitions = [dict(one) for one in definitions]
 
     async def start(self) -> None:
@@ -65,14 +73,12 @@ class BuiltinUpstream:
 
 
 class _BuiltinLink(Link):
-    def __init__(
-        self, server: str, channel: Channel, events: LinkEvents, learn: Callable[[Iterable[str]], None]
-    ) -> None:
+    def __init__(self, server: str, channel: Channel, events: LinkEvents, keeper: Keeper) -> None:
         super().__init__(server, events)
         self.version = HANDSHAKE_VERSIONS[-1]
         self.capabilities = {"tools": {}}
         self._channel = channel
-        self._learn = learn
+        self._keeper = keeper
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, minted: int, message: bytes, head: RequestHead) -> None:
@@ -87,6 +93,8 @@ class _BuiltinLink(Link):
         task.add_done_callback(self._tasks.discard)
 
     async def _call(self, minted: int, tool: str, arguments: Mapping[str, Any]) -> None:
+        # The control side puts its own access on record, in the same chain.
+        self._keeper.let_go()
         try:
             answer = await self._channel.ask("builtin", server=self.server, tool=tool, arguments=arguments)
         except NoAnswer as error:
@@ -98,7 +106,7 @@ class _BuiltinLink(Link):
             return
         learnt = answer.get("learn", [])
         if learnt:
-            self._learn(learnt)
+            self._keeper.learn(learnt)
         waiting = self.pending.get(minted)
         if isinstance(waiting, Call):
             waiting.granted = answer.get("granted") is True

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from agent_token_injector.mcp_proxy.methods import SERVER_CAPABILITIES
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from agent_token_injector.mcp_proxy.eras import Era
     from agent_token_injector.mcp_proxy.exchange import Exchange
     from agent_token_injector.mcp_proxy.grants import ServerAllow
@@ -27,11 +29,12 @@ class Call:
     Attributes:
         link: the one server's conversation it goes to; None when several are asked, or none.
         name: what was asked for: a tool, a prompt, a URI; else the method.
+        subject: the prompt or URI that it is about, fit for an audit line.
         target: what the audit calls it.
         progress: the client's own progress token.
         task: the task that the server made of it.
         timed: whether it ends when it has taken too long; a subscription does not.
-        trace: the client's W3C `traceparent`.
+        span: its span, where somebody traces.
         sent: whether the server has been asked.
         granted: whether all of the answer is what the agent asked for and may have, a secret included.
         on_end: is told when it ends, however it ends.
@@ -53,10 +56,11 @@ class Call:
         "on_end",
         "progress",
         "sent",
+        "span",
+        "subject",
         "target",
         "task",
         "timed",
-        "trace",
     )
 
     def __init__(self, ask: Ask, name: str, began: float) -> None:
@@ -69,11 +73,12 @@ class Call:
         self.began = began
         self.link: Link | None = None
         self.minted = 0
+        self.subject = ""
         self.target = ""
         self.allowed: Allowed | None = None
         self.progress: MessageId | None = None
         self.task: str | None = None
-        self.trace: str | None = None
+        self.span: Span | None = None
         self.timed = True
         self.granted = False
         self.on_end: Callable[[Call], None] | None = None
@@ -123,6 +128,7 @@ class Client:
             requests are not in it: each has a connection of its own.
         asked: questions of servers that it was handed, by the id that we minted for it.
         declared: the capabilities that it declared at `initialize`.
+        version: the protocol version that was agreed at `initialize`.
         listening: where unsolicited messages go.
         subscriptions: resources it subscribed to, with the server.
         stdio: whether it has one connection for everything.
@@ -139,6 +145,7 @@ class Client:
         "stdio",
         "subscriptions",
         "unique_ids",
+        "version",
     )
 
     def __init__(
@@ -151,6 +158,7 @@ class Client:
         self.calls: dict[str, Call] = {}
         self.asked: dict[int, Asked] = {}
         self.declared: Mapping[str, Any] = {}
+        self.version = ""
         self.listening: list[Listening] = []
         self.subscriptions: dict[str, str] = {}
         self._asked_ids = 0

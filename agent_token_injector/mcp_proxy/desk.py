@@ -90,6 +90,10 @@ class Desk:
         self._audit.add_secrets(known)
         self.redactor = self.redactor.with_secrets(known)
 
+    def let_go(self) -> None:
+        """Let the control side write to the audit chain."""
+        self.ledger.let_go()
+
     def allows(self, server: str, field: str) -> bool:
         """Whether the spec grants that server this, beyond tools."""
         allow = self.allow.get(server)
@@ -153,8 +157,14 @@ class Desk:
             call.link.send(call.minted, message, head)
             self.mark(call.link)
         else:
-            self.settle(call)
-            self.unaudited(call.id, call.exchange)
+            self.unrecorded(call)
+
+    def unrecorded(self, call: Call) -> None:
+        """End a call that was not carried out, because that could not be put on record."""
+        self.settle(call)
+        if self.tracing is not None:
+            self.tracing.unrecorded(call)
+        self.unaudited(call.id, call.exchange)
 
     def settle(self, call: Call) -> None:
         """Count it no more: whatever its server says from here on is dropped."""
@@ -172,8 +182,20 @@ class Desk:
             for go_on in waiting:
                 go_on()
 
-    def finish(self, call: Call, body: bytes, *, reason: str = "", masked: int = 0, is_error: bool = False) -> None:
-        """Answer a call, once its outcome is on record. No `reason` when the server answered it."""
+    def finish(
+        self,
+        call: Call,
+        body: bytes,
+        *,
+        reason: str = "",
+        masked: int = 0,
+        is_error: bool = False,
+        problem: tuple[int, str] | None = None,
+    ) -> None:
+        """Answer a call, once its outcome is on record. No `reason` when the server answered it.
+
+        `problem` is the code and the message of the JSON-RPC error that `body` is.
+        """
         if call.ended:
             return
         self.settle(call)
@@ -192,11 +214,14 @@ class Desk:
                 "is_error": is_error,
             },
         )
+        traced = None
         if self.tracing is not None:
-            self.tracing.ended(call, spent, reason=reason, is_error=is_error)
-        self.ledger.stage(draft, self._deliver, call, body)
+            traced = self.tracing.ended(call, reason=reason, masked=masked, is_error=is_error, problem=problem)
+        self.ledger.stage(draft, self._deliver, call, body, traced)
 
-    def _deliver(self, recorded: bool, call: Call, body: bytes) -> None:
+    def _deliver(self, recorded: bool, call: Call, body: bytes, traced: Callable[[bool], None] | None) -> None:
+        if traced is not None:
+            traced(recorded)
         if recorded:
             call.exchange.reply(body)
         else:
@@ -205,7 +230,8 @@ class Desk:
     def fail(self, call: Call, code: int, message: str, reason: str, data: Any = None) -> None:
         """End a call with an error of ours, or with a server's, masked."""
         if not call.ended:
-            self.finish(call, wire.error(call.id, code, message, data), reason=reason, is_error=True)
+            body = wire.error(call.id, code, message, data)
+            self.finish(call, body, reason=reason, is_error=True, problem=(code, message))
 
     def server_failed(self, call: Call, why: str) -> None:
         """End a call whose server is gone, or broke the protocol."""

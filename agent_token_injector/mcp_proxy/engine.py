@@ -44,6 +44,7 @@ from agent_token_injector.mcp_proxy.stdio_front import StdioFront
 from agent_token_injector.mcp_proxy.stdio_upstream import StdioUpstream
 from agent_token_injector.mcp_proxy.streams import Streams
 from agent_token_injector.mcp_proxy.tool_policy import Reason, ToolPolicy
+from agent_token_injector.mcp_proxy.tracing import Tracing
 from agent_token_injector.mcp_proxy.upstream import HttpServerConfig, Upstream, server_config
 from agent_token_injector.names import HandoffId
 
@@ -88,6 +89,7 @@ class Engine:
             clock=clock,
             monotonic=time.monotonic,
             schedule=self._schedule,
+            later=self._loop.call_later,
         )
         self._handoff = handoff
         self._upstreams: dict[str, Upstream] = {}
@@ -144,6 +146,9 @@ class Engine:
                 self._channel.say({"listed": listed})
                 return
             self._admit(policy, offered)
+            if (target := self._configuration.get("tracing")) is not None:
+                desk = self._desk
+                desk.tracing = Tracing.to(target, handoff=self._handoff, redactor=lambda: desk.redactor)
             await self._serve()
         except HandoffError as error:
             raise _Refused(error) from None
@@ -213,7 +218,10 @@ class Engine:
                 await front.close()
         for look in tuple(self._looks):
             look.cancel()
-        await asyncio.gather(*(one.stop() for one in self._upstreams.values()), return_exceptions=True)
+        ending = [one.stop() for one in self._upstreams.values()]
+        if self._desk.tracing is not None:
+            ending.append(self._desk.tracing.close())
+        await asyncio.gather(*ending, return_exceptions=True)
         self._ledger.settle_strangers(at_once=True)
         with contextlib.suppress(HandoffError):
             # What could not be written was refused when it happened.
@@ -248,7 +256,7 @@ class Engine:
     def _made(self, plain: Mapping[str, Any]) -> Upstream:
         name = plain["name"]
         if plain["kind"] == "builtin":
-            return BuiltinUpstream(name, plain["definitions"], self._channel, self._inbound, self._desk.learn)
+            return BuiltinUpstream(name, plain["definitions"], self._channel, self._inbound, self._desk)
         allow = self._desk.allow.get(name)
         declare: dict[str, Any] = {
             one: {} for one, field in SERVER_CAPABILITIES.items() if allow is not None and getattr(allow, field)

@@ -28,7 +28,7 @@ CONNECT_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 2.0
 IDLE_SECONDS: Final = 3.0
 """Under the five seconds after which uvicorn and Node.js close a kept connection."""
-PROBED_SECONDS: Final = 0.05
+PROBED_SECONDS: Final = 0.001
 """A connection unused for longer is looked at before it is written to: its end may not have been read yet."""
 STALL_SECONDS: Final = 10.0
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from agent_token_injector.mcp_proxy import wire
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from agent_token_injector.mcp_proxy.upstream import UpstreamEvents
 
 BEGIN_SECONDS: Final = 30.0
+MAX_KEPT_NAME: Final = 256
 RESUMES: Final = 8
 """How often a question of our own goes on after its stream was closed."""
 RESUME_SECONDS: Final = 1.0
@@ -324,13 +326,21 @@ def _is_event_id(text: str) -> bool:
 
 
 def _routing(head: RequestHead) -> bytes:
-    lines = [f"Mcp-Method: {header_value(head.method)}\r\n"]
-    if head.name is not None:
-        lines.append(f"Mcp-Name: {header_value(head.name)}\r\n")
-    for name, value in (head.params or {}).items():
-        if _TOKEN.fullmatch(name):
-            lines.append(f"Mcp-Param-{name}: {header_value(value)}\r\n")
-    return "".join(lines).encode("ascii")
+    # A name can be a URI of megabytes; only short ones are kept.
+    short = head.name is None or len(head.name) <= MAX_KEPT_NAME
+    common = (_method_and_name if short else _method_and_name.__wrapped__)(head.method, head.name)
+    if not head.params:
+        return common
+    lines = [
+        f"Mcp-Param-{name}: {header_value(value)}\r\n" for name, value in head.params.items() if _TOKEN.fullmatch(name)
+    ]
+    return common + "".join(lines).encode("ascii")
+
+
+@lru_cache(maxsize=256)
+def _method_and_name(method: str, name: str | None) -> bytes:
+    called = "" if name is None else f"Mcp-Name: {header_value(name)}\r\n"
+    return f"Mcp-Method: {header_value(method)}\r\n{called}".encode("ascii")
 
 
 def header_value(text: str) -> str:

@@ -50,9 +50,9 @@ _HOST: Final = re.compile(r"[A-Za-z0-9._:-]+")
 
 
 class Bearer(Protocol):
-    """Gets an OAuth token; with `fresh`, another one than it gave before, which was refused. Raises UpstreamFailed."""
+    """Gets an OAuth token; another one than `refused`, where that is given. Raises UpstreamFailed."""
 
-    def __call__(self, *, fresh: bool = False) -> Awaitable[str]: ...
+    def __call__(self, refused: str | None, /) -> Awaitable[str]: ...
 
 
 class Origin:
@@ -82,7 +82,7 @@ class Origin:
         secure, host, port, authority, self.target = _parts(config.url)
         self._static = b"Host: " + authority + b"\r\n" + _static(config.headers, oauth=bearer is not None)
         self.token: str | None = None
-        self._refused = False
+        self._refused: str | None = None
         self._getting: asyncio.Task[None] | None = None
         self._waiting: list[HttpLink] = []
         if secure and tls is None:
@@ -108,16 +108,15 @@ class Origin:
     def renew(self, refused: str | None) -> None:
         """That bearer was refused."""
         if self.token == refused:
-            self._refused, self.token = True, None
+            self._refused, self.token = refused, None
 
     async def _get(self) -> None:
         why = "no OAuth token could be got for it"
         try:
             assert self.bearer is not None  # noqa: S101 - may_send has looked
             async with asyncio.timeout(BEARER_SECONDS):
-                token = await (self.bearer(fresh=True) if self._refused else self.bearer())
+                token = await self.bearer(self._refused)
             self.token = token if _BEARER.fullmatch(token) else None
-            self._refused = False
         except UpstreamFailed as error:
             why = f"{why}: {error}"
         except TimeoutError:

@@ -29,6 +29,10 @@ MAX_AGE: Final = 2.0
 """Seconds for which what we were told of the handoff's standing counts; then nothing is done until we are told anew."""
 STALL_SECONDS: Final = 2.0
 """A disk that has not answered for so long is a disk that does not work."""
+KEEP_SECONDS: Final = 0.05
+SHARE_SECONDS: Final = 0.01
+"""The chain's file stays locked for as long as KEEP, then is open to other writers for SHARE at least: a lock, and a look
+at the file, for every single call would cost more than the call."""
 STRANGER_SECONDS: Final = 1.0
 """Refusals of strangers for one reason share an event for so long: whoever is on this machine can cause them, and each
 event costs a write to disk."""
@@ -82,6 +86,7 @@ class Ledger:
         clock: tells that time.
         monotonic: real seconds, for the age of a beat.
         schedule: called when something was staged: arranges for `flush` within this turn of the loop.
+        later: calls something after so many seconds.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Ledger:
         clock: BeatClock,
         monotonic: Callable[[], float],
         schedule: Callable[[], None],
+        later: Callable[[float, Callable[[], None]], object],
     ) -> None:
         self._handoff = handoff
         self._audit = audit
@@ -100,6 +106,9 @@ class Ledger:
         self._clock = clock
         self._monotonic = monotonic
         self._schedule = schedule
+        self._later = later
+        self._keeping = False
+        self._share_until = 0.0
         self._ended: str | None = None
         self._said: str | None = None
         self._beat = float("-inf")
@@ -160,11 +169,24 @@ class Ledger:
     def _append(self, drafts: list[Draft]) -> bool:
         if self._audit.stalled(STALL_SECONDS):
             return False
+        keep = 0.0
+        if self._keeping:
+            keep = KEEP_SECONDS
+        elif self._monotonic() >= self._share_until:
+            keep = KEEP_SECONDS
+            self._keeping = True
+            self._later(KEEP_SECONDS, self.let_go)
         try:
-            self._audit.append(self._handoff, drafts)
+            self._audit.append(self._handoff, drafts, keep=keep)
         except AuditUnavailable:
             return False
         return True
+
+    def let_go(self) -> None:
+        """Let other writers have the chain for a while."""
+        self._keeping = False
+        self._share_until = self._monotonic() + SHARE_SECONDS
+        self._audit.let_go(self._handoff)
 
     def write(self, draft: Draft) -> bool:
         """Write one event now; whether that was possible."""

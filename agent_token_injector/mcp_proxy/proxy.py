@@ -27,6 +27,7 @@ from agent_token_injector.mcp_proxy.control import ACK_SECONDS, ENGINE, Engine, 
 from agent_token_injector.mcp_proxy.grants import Places
 from agent_token_injector.mcp_proxy.known_secrets import KnownSecrets
 from agent_token_injector.mcp_proxy.pins import ToolPin
+from agent_token_injector.mcp_proxy.tracing import target_from
 
 if TYPE_CHECKING:
     from agent_token_injector.audit import AuditLog
@@ -72,6 +73,7 @@ class McpProxy:
             compares nothing.
         places: what the grants' argument formats refer to.
         socket: whether to serve `handoff-mcp` too, on a Unix socket.
+        environ: where the operator has set where spans go (tracing.target_from).
         engine: the command of the engine.
     """
 
@@ -93,6 +95,7 @@ class McpProxy:
         pins: Sequence[Pin] | None = None,
         places: Places | None = None,
         socket: bool = True,
+        environ: Mapping[str, str] = os.environ,
         engine: Sequence[str] = ENGINE,
     ) -> None:
         _check_names(servers)
@@ -128,6 +131,7 @@ class McpProxy:
             },
             "allow": {name: dict(one) for name, one in (allow or {}).items()},
             "pins": None if pins is None else [pin.to_plain() for pin in pins],
+            "tracing": target_from(environ),
         }
         self._closing = threading.Lock()
         self._closed = False

@@ -204,6 +204,8 @@ class Relay:
                 self._check_standing()
                 self._others.answer(asked)
         except Refused as refused:
+            if self._desk.tracing is not None:
+                self._desk.tracing.refused(request, refused, era, client)
             self.refuse(refused, target=self._target(request), exchange=exchange, id=request.id, era=era)
 
     def _client(self, era: Era, headers: McpHeaders | None, client: Client | None) -> Client:

@@ -78,6 +78,7 @@ class OtherRequests:
         value = results.initialize_result(
             request.params.get("protocolVersion"), self._desk.capabilities(Era.HANDSHAKE), self._desk.info
         )
+        who.version = value["protocolVersion"]
         exchange.reply(wire.result(request.id, value), session=None if client is not None else who.key)
 
     def answer(self, asked: Ask) -> None:
@@ -130,10 +131,10 @@ class OtherRequests:
         link = desk.upstreams[server].link(None if call.client.key == "" else call.client, call.era)
         call.minted = minted = link.mint()
         version = link.version if link.era is Era.STATELESS else None
+        if desk.tracing is not None:
+            meta = desk.tracing.began(call, meta)
         if meta or version is not None:
             call.progress = envelope.progress_token(meta)
-            trace = meta.get("traceparent")
-            call.trace = trace if isinstance(trace, str) else None
             sent = envelope.forwarded_meta(
                 meta, minted=minted, version=version, info=desk.info, allow=desk.allow.get(server)
             )
@@ -164,7 +165,8 @@ class OtherRequests:
         call = Call(asked, method, self._desk.monotonic())
         call.target = "/".join(part for part in (server, printable(method, redactor)) if part)
         if name:
-            call.target += f" {printable(name, redactor, 300)}"
+            call.subject = printable(name, redactor, 300)
+            call.target += f" {call.subject}"
         return call
 
     def _draft(self, call: Call, size: int) -> Draft:
@@ -290,6 +292,8 @@ class OtherRequests:
         if self._desk.full:
             raise BUSY_REFUSED
         call = self._call(asked, "", "")
+        if self._desk.tracing is not None:
+            asked.meta = self._desk.tracing.began(call, asked.meta)
         self._desk.begin(call)
         self._watch(call)
         self._desk.ledger.stage(self._draft(call, 0), self._start, call, asked, work)
@@ -298,8 +302,7 @@ class OtherRequests:
         if call.ended:
             return
         if not recorded:
-            self._desk.settle(call)
-            self._desk.unaudited(call.id, call.exchange)
+            self._desk.unrecorded(call)
             return
         task = asyncio.get_running_loop().create_task(self._run(call, work(call, asked)))
         self._tasks.add(task)

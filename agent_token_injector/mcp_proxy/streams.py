@@ -231,6 +231,8 @@ class Streams:
         for share in shares.values():
             for key, value in share.items():
                 honoured[key] = [*honoured.get(key, []), *value] if isinstance(value, list) else value
+        if self._desk.tracing is not None:
+            asked.meta = self._desk.tracing.began(call, asked.meta)
         self._desk.begin(call)
         call.on_end = self._forget
         exchange.gone = lambda: self._desk.stop(call, CANCELLED)
@@ -259,8 +261,7 @@ class Streams:
         if call.ended:
             return
         if not recorded:
-            self._desk.settle(call)
-            self._desk.unaudited(call.id, call.exchange)
+            self._desk.unrecorded(call)
             return
         params = {"notifications": honoured, "_meta": {META_SUBSCRIPTION: call.id}}
         call.exchange.event(wire.notification(ACKNOWLEDGED, params))

@@ -36,7 +36,7 @@ class MintRequest:
     handoff: HandoffId
     identity: IdentityName
     request: Any
-    """The surface's part of the spec, typed (spec.py)."""
+    """The surface's part of the spec, typed (spec/)."""
     not_after: datetime
     """The handoff's own end: nothing minted may need to outlive it."""
     supplied: SecretStr | None = field(default=None, repr=False)

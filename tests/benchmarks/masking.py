@@ -93,7 +93,7 @@ def main() -> None:
     """Print a table: microseconds and MB/s of `json_counted`, with nothing to mask and with one secret in it."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     versions = {"": masking} | ({"old": load(sys.argv[2])} if len(sys.argv) > 2 else {})
-    print(f"{'result':<32}" + "".join(f"{f'{count} secrets':>24}" for count in SECRETS))
+    print(f"{'result':<42}" + "".join(f"{f'{count} secrets':>24}" for count in SECRETS))
     for size_name, size in SIZES.items():
         for name, value in results(size).items():
             length = len(json.dumps(value))
@@ -107,7 +107,7 @@ def main() -> None:
                         taken = seconds(lambda r=redactor, s=shown: r.json_counted(s), rounds)
                         cells.append(f"{taken * 1e6:>12.1f} us {length / taken / 1e6:>4.0f} MB/s")
                     label = f"{size_name} {name}{' + a secret' if hidden else ''}"
-                    print(f"{label + ' ' + version:<32}" + "".join(f"{cell:>24}" for cell in cells))
+                    print(f"{label + ' ' + version:<42}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -381,3 +381,22 @@ def test_a_servers_secrets_are_in_no_repr_and_a_wrong_configuration_is_named_wit
     for change in ({"url": 1}, {"headers": {"A": None}}, {"oauth": "yes"}):
         with pytest.raises(UpstreamFailed):
             server_config({**http, **change})
+
+
+@requirement("upstream.no-leak")
+def test_servers_that_die_and_are_started_again_leave_no_descriptor() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+
+        def descriptors() -> int:
+            return len(list(Path("/proc/self/fd").iterdir()))
+
+        async with started(config("handshake"), recorder) as upstream:
+            before = descriptors()
+            for generation in range(1, 6):
+                await recorder.failure(upstream.house, recorder.call(upstream.house, "exit"))
+                await recorder.until(lambda: len(recorder.restarts) == generation)  # noqa: B023 - awaited here
+                assert descriptors() <= before
+        assert descriptors() < before
+
+    run(main())

@@ -7,7 +7,6 @@ passes byte for byte, both ways and as it comes: blanks around values, the case 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pydantic import SecretStr
 
 START_SECONDS: Final = 10.0
 CHUNK: Final = 65536
+_ENDS: Final = (asyncio.CancelledError, OSError, asyncio.IncompleteReadError)
 
 
 @contextmanager
@@ -62,15 +62,21 @@ class _Forwarder:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A closed transport is gone one turn of the loop later.
+        await asyncio.sleep(0)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        # Stopping cancels it, and a peer may leave at any moment: both are how a connection ends.
-        with contextlib.suppress(asyncio.CancelledError, OSError, asyncio.IncompleteReadError):
+        try:
             await self._forward(reader, writer)
-        self._tasks.discard(task)
+        except _ENDS:
+            # Stopping cancels it, and a peer may leave at any moment: both are how a connection ends.
+            pass
+        finally:
+            writer.close()
+            self._tasks.discard(task)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self.target.rpartition(":")
@@ -81,15 +87,11 @@ class _Forwarder:
             # Either side's end is the connection's: a request whose client has gone must be seen to be given up.
             await asyncio.wait({answers, requests}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            to.close()
             for task in (answers, requests):
                 task.cancel()
             ends = await asyncio.gather(answers, requests, return_exceptions=True)
-            usual = (asyncio.CancelledError, OSError, asyncio.IncompleteReadError)
-            self.problems += [repr(one) for one in ends if one is not None and not isinstance(one, usual)]
-            for one in (to, writer):
-                one.close()
-                with contextlib.suppress(OSError):
-                    await one.wait_closed()
+            self.problems += [repr(one) for one in ends if one is not None and not isinstance(one, _ENDS)]
 
     async def _requests(self, reader: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
         while True:
