@@ -308,6 +308,7 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "corpus.own-headers": Requirement("facts/mcp §2.28", "No header and no credential of the agent reaches a server."),
         "corpus.refused": Requirement("issue 3", "Every way round of the corpus ends as its file says."),
         "corpus.sdk-lines": Requirement("issue 3", "The corpus ends alike before servers on every line of the SDKs."),
+        "corpus.servers": Requirement("facts/mcp §2", "What a hostile server says goes no further than its file says."),
         "corpus.tasks": Requirement("facts/mcp §2.19", "No task begins that was not granted, and none is told of."),
         "demo.no-trace": Requirement("issue 2", "The demo leaves no process, file or HOME entry, interrupted too."),
         "demo.shows": Requirement("issue 2", "The demo shows every scene of a handoff's life."),
@@ -386,6 +387,13 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "mcp.allowlist": Requirement("D8, D9", "Through a real agent, exactly the allowlist can be called."),
         "mcp.allowlist-exact": Requirement("D9", "The agent sees exactly the allowlist."),
         "mcp.argument-schema": Requirement("issue 2", "Arguments are judged by the grant's schema and the tool's own."),
+        "mcp.bounded-audit": Requirement(
+            "issue 3", "A chain that is held or cannot grow refuses calls in time, and lets them go on afterwards."
+        ),
+        "mcp.bounded-clients": Requirement("issue 3", "What clients do not read is bounded, and read from nobody beyond it."),
+        "mcp.bounded-many": Requirement("issue 3", "Thousands of calls in flight are answered, or told that they are too many."),
+        "mcp.bounded-results": Requirement("issue 3", "Results up to 10 MiB arrive; a larger one fails its call alone."),
+        "mcp.bounded-servers": Requirement("issue 3", "A server that floods keeps no other from being served."),
         "mcp.branch-format": Requirement(
             "issue 3", "A branch argument is a plain branch that is not protected, or one of the spec's."
         ),

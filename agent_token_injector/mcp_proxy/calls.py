@@ -50,6 +50,7 @@ class Call:
         "granted",
         "id",
         "link",
+        "meta",
         "method",
         "minted",
         "name",
@@ -70,6 +71,7 @@ class Call:
         self.era = ask.era
         self.client = ask.client
         self.exchange = ask.exchange
+        self.meta = ask.meta
         self.began = began
         self.link: Link | None = None
         self.minted = 0

@@ -200,6 +200,7 @@ class Desk:
             return
         self.settle(call)
         spent = self.monotonic() - call.began
+        ms = round(spent * 1000, 1)
         draft = Draft(
             "tool.result" if call.allowed is not None else "mcp.result",
             Decision.FAILED if reason else Decision.DONE,
@@ -208,7 +209,7 @@ class Desk:
             reason,
             {
                 "tool" if call.allowed is not None else "method": call.name,
-                "ms": round(spent * 1000, 1),
+                "ms": int(ms) if ms == int(ms) else ms,
                 "result_bytes": len(body),
                 "masked": masked,
                 "is_error": is_error,

@@ -13,9 +13,11 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +29,12 @@ from agent_token_injector.clock import parse_iso
 from agent_token_injector.errors import HandoffError, SpawnRefused
 from agent_token_injector.masking import Redactor
 from agent_token_injector.mcp_proxy.backlog import Backlog
-from agent_token_injector.mcp_proxy.budgets import Budgets
+from agent_token_injector.mcp_proxy.budgets import WINDOW_SECONDS, Budgets
 from agent_token_injector.mcp_proxy.builtin_upstream import BuiltinUpstream
 from agent_token_injector.mcp_proxy.catalogue import LIST_SECONDS, Catalogue, look_again
 from agent_token_injector.mcp_proxy.channel import Channel, ChannelClosed, NoAnswer
 from agent_token_injector.mcp_proxy.desk import Desk
-from agent_token_injector.mcp_proxy.grants import Grant, Places, ServerAllow
+from agent_token_injector.mcp_proxy.grants import Grant, Limits, Places, ServerAllow
 from agent_token_injector.mcp_proxy.http_front import HttpFront
 from agent_token_injector.mcp_proxy.inbound import Inbound
 from agent_token_injector.mcp_proxy.ledger import BeatClock, Ledger
@@ -49,6 +51,7 @@ from agent_token_injector.mcp_proxy.upstream import HttpServerConfig, Upstream, 
 from agent_token_injector.names import HandoffId
 
 TICK_SECONDS: Final = 0.25
+SCRATCH_PREFIX: Final = "handoff-proxy-"
 _PR_SET_DUMPABLE: Final = 4
 
 
@@ -76,11 +79,16 @@ class Engine:
         self._why = Reason.CLOSED.value
         self._backlog = Backlog()
         handoff = HandoffId.parse(configuration["handoff"])
-        clock = BeatClock(parse_iso(configuration["now"]), time.monotonic)
+        clock = self._clock = BeatClock(parse_iso(configuration["now"]), time.monotonic)
         redactor = Redactor(configuration["secrets"])
         audit = configuration["audit"]
         self._audit = AuditLog(
-            Path(audit["directory"]), clock=clock, actor=audit["actor"], redactor=redactor, deadline=audit["deadline"]
+            Path(audit["directory"]),
+            clock=clock,
+            actor=audit["actor"],
+            redactor=redactor,
+            durability=audit["durability"],
+            deadline=audit["deadline"],
         )
         self._ledger = Ledger(
             handoff=handoff,
@@ -159,19 +167,23 @@ class Engine:
         self._desk.policy = policy
         limits = {one.name: one.limits for one in policy.allowed.values() if one.limits is not None}
         if limits:
-            self._desk.budgets = Budgets(limits, self._used(limits.keys()))
+            self._desk.budgets = self._budgets(limits)
         for name, definitions in offered.items():
             self._catalogue.judge(name, definitions, self._desk)
         self._desk.flush()
 
-    def _used(self, names: Any) -> dict[str, int]:
-        """How often each tool was called before, by this handoff's chain: a proxy that starts anew begins where it was."""
+    def _budgets(self, limits: Mapping[str, Limits]) -> Budgets:
+        """What is left of each budget by this handoff's chain: a proxy that starts anew begins where the last one was."""
         used: dict[str, int] = {}
+        recent: dict[str, list[float]] = {}
+        now = self._clock.now()
         for event in self._audit.events(self._handoff):
             tool = event.detail.get("tool")
-            if event.action == "tool.call" and isinstance(tool, str) and tool in names:
+            if event.action == "tool.call" and isinstance(tool, str) and tool in limits:
                 used[tool] = used.get(tool, 0) + 1
-        return used
+                if (ago := (now - event.when).total_seconds()) < WINDOW_SECONDS:
+                    recent.setdefault(tool, []).append(self._ledger.seconds() - ago)
+        return Budgets(limits, used, recent)
 
     async def _serve(self) -> None:
         listen, token = self._configuration["listen"], self._configuration["token"]
@@ -239,6 +251,8 @@ class Engine:
         stopping = asyncio.create_task(self._stop.wait())
         starting = {name: asyncio.create_task(self._start_one(name)) for name in self._upstreams}
         try:
+            # Builds the automata, while the servers start.
+            self._loop.call_soon(self._desk.redactor.text, "%20")
             pending: set[asyncio.Task[Any]] = {*starting.values()}
             while pending and not stopping.done():
                 done, pending = await asyncio.wait({*pending, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -268,9 +282,11 @@ class Engine:
 
             async def bearer(refused: str | None) -> str:
                 try:
-                    return str((await self._channel.ask("oauth", server=name, refused=refused))["token"])
+                    answer = await self._channel.ask("oauth", server=name, fresh=refused is not None)
                 except NoAnswer as error:
                     raise UpstreamFailed(f"no OAuth token: {error}") from None
+                self._desk.learn(answer.get("learn", ()))
+                return str(answer["token"])
 
             return HttpUpstream(
                 config, self._inbound, client_info=info, backlog=self._backlog, bearer=bearer if config.oauth else None
@@ -326,6 +342,10 @@ async def serve(connection: socket.socket) -> None:
         channel.say({"refused": {"what": error.what, "cause": error.cause, "hint": error.hint}})
     channel.say({"closed": True})
     channel.close()
+    # The control side's, which may be gone: the socket and the servers' homes were in it.
+    scratch = Path(tempfile.gettempdir())
+    if scratch.name.startswith(SCRATCH_PREFIX):
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def keep_private() -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from agent_token_injector.mcp_proxy.sse import SseEvent
     from agent_token_injector.mcp_proxy.upstream import Upstream
 
+_PLAIN_RESULT = {"content", "structuredContent", "isError"}
+"""The members of nearly every tool's result: neither a task nor a question, and nothing to leave out."""
 _TO_SUBSCRIBERS = {
     "notifications/resources/updated": "subscribe",
     "notifications/resources/list_changed": "resources",
@@ -139,9 +141,11 @@ class Inbound:
     def _shaped(self, link: Link, call: Call, result: Any) -> tuple[dict[str, Any], str, int] | None:
         """A result's own members, its type, and how long it may be kept; None when the call was failed instead."""
         desk = self._desk
+        value: dict[str, Any] | None
+        if call.method == "tools/call" and _is_plain(result):
+            return result, "complete", 0
         kind = results.result_type(result) if type(result) is dict else ""
         ttl = 0
-        value: dict[str, Any] | None
         if type(result) is dict and _task_of(result, kind) is not None and call.allowed is not None:
             value = self._task(call, result, kind)
         elif kind == "input_required":
@@ -282,6 +286,10 @@ def _task_of(result: dict[str, Any], kind: str) -> str | None:
         if isinstance(task, str) and 0 < len(task) <= wire.MAX_ID and (kind == "task" or "task" in result)
         else None
     )
+
+
+def _is_plain(result: Any) -> bool:
+    return type(result) is dict and result.keys() <= _PLAIN_RESULT and type(result.get("content")) is list
 
 
 def _is_id(message_id: object) -> bool:

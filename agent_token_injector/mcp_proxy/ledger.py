@@ -141,6 +141,10 @@ class Ledger:
             self._ended = Reason.EXPIRED
         return self._ended or self._said
 
+    def seconds(self) -> float:
+        """The control side's time, in seconds since this ledger was made: for budgets."""
+        return self._clock.monotonic()
+
     def remaining_ms(self) -> int:
         """How long the handoff lives, in whole milliseconds, never negative."""
         return max(0, int((self._lives - self._monotonic()) * 1000))

@@ -214,53 +214,55 @@ class Relay:
         return self._sessions.get(headers.session) if era is Era.HANDSHAKE and headers is not None else self._stateless
 
     def _tool_call(self, asked: Ask, headers: McpHeaders | None) -> None:
-        desk, params, era = self._desk, asked.request.params, asked.era
-        name, arguments = params.get("name"), params.get("arguments", {})
-        if type(name) is not str or type(arguments) is not dict:
-            raise envelope.invalid_params()
-        verdict = desk.policy.decide(name, arguments)
-        allowed = verdict if isinstance(verdict, Allowed) else None
-        more = _more_members(params, era, allowed)
-        meta = envelope.check_members(params, _PLAIN_CALL | more.keys()) if params.keys() != _PLAIN_CALL else {}
-        if not isinstance(verdict, Allowed):
-            raise _denied(verdict.reason, name)
-        head = RequestHead("tools/call", verdict.tool)
-        if verdict.param_headers is not None:
-            if era is Era.STATELESS and headers is not None:
-                wrong = verdict.param_headers.disagreeing(arguments, headers.params)
-                if wrong is not None:
-                    raise eras.mismatch(wrong)
-            head.params = verdict.param_headers.headers(arguments)
+        desk = self._desk
+        allowed, arguments, more = self._judged(asked)
+        head = _head(allowed, arguments, headers if asked.era is Era.STATELESS else None)
         self._check_standing()
         if desk.full:
             raise BUSY_REFUSED
-        if verdict.limits is not None and (reason := desk.budgets.take(name, desk.monotonic())) is not None:
-            raise Refused(eras.CALL_ENDED, f"The budget of this tool is used up: {name}", reason=reason)
+        if allowed.limits is not None:
+            self._count(allowed)
         sent = wire.encode(arguments)
-        call = Call(asked, name, desk.monotonic())
-        call.allowed = verdict
-        call.target = verdict.target
+        call = Call(asked, allowed.name, desk.monotonic())
+        call.allowed = allowed
+        call.target = allowed.target
         detail: dict[str, Any] = {
-            "tool": name,
+            "tool": allowed.name,
             "arguments_sha256": hashlib.sha256(sent).hexdigest(),
             "request_bytes": len(sent),
         }
-        for logged in verdict.log_arguments:
+        for logged in allowed.log_arguments:
             if logged in arguments:
                 # Masked before it is cut: no redactor knows half a secret.
                 shown = desk.redactor.bytes(wire.encode(arguments[logged]))
                 detail[f"argument.{logged}"] = shown[:MAX_LOGGED].decode("ascii")
-        members = b'"name":%b,"arguments":%b' % (verdict.tool_json, sent)
+        members = b'"name":%b,"arguments":%b' % (allowed.tool_json, sent)
         for member, value in more.items():
             members += b',"%b":%b' % (member.encode("ascii"), wire.encode(value))
-        self._others.forward(
-            call,
-            verdict.server,
-            members,
-            meta,
-            head,
-            Draft("tool.call", Decision.ALLOWED, SURFACE, call.target, "", detail),
-        )
+        draft = Draft("tool.call", Decision.ALLOWED, SURFACE, call.target, "", detail)
+        self._others.forward(call, allowed.server, members, head, draft)
+
+    def _judged(self, asked: Ask) -> tuple[Allowed, dict[str, Any], dict[str, Any]]:
+        """The tool that a call may have, its arguments, and what else of its members may go on. Raises Refused."""
+        params = asked.request.params
+        name, arguments = params.get("name"), params.get("arguments", {})
+        if type(name) is not str or type(arguments) is not dict:
+            raise envelope.invalid_params()
+        verdict = self._desk.policy.decide(name, arguments)
+        more: dict[str, Any] = {}
+        if params.keys() != _PLAIN_CALL:
+            more = _more_members(params, asked.era, verdict if isinstance(verdict, Allowed) else None)
+            asked.meta = envelope.check_members(params, _PLAIN_CALL | more.keys())
+        if not isinstance(verdict, Allowed):
+            raise _denied(verdict.reason, name)
+        return verdict, arguments, more
+
+    def _count(self, allowed: Allowed) -> None:
+        reason = self._desk.budgets.take(allowed.name, self._desk.ledger.seconds())
+        if reason is not None:
+            raise Refused(
+                eras.CALL_ENDED, f"The budget of this tool is used up: {allowed.name}", reason=reason, status=429
+            )
 
     def _notification(
         self, note: wire.Notification, headers: McpHeaders | None, exchange: Exchange, client: Client | None
@@ -324,6 +326,17 @@ SILENCE: Final = Silence()
 
 def _answer(recorded: bool, exchange: Exchange, body: bytes, status: int) -> None:  # noqa: ARG001 - a refusal stays one
     exchange.reply(body, status=status)
+
+
+def _head(allowed: Allowed, arguments: dict[str, Any], headers: McpHeaders | None) -> RequestHead:
+    """What a server over HTTP is told in headers; `headers` are those of the client, to be held against the arguments."""
+    if allowed.param_headers is None:
+        return RequestHead("tools/call", allowed.tool)
+    if headers is not None:
+        wrong = allowed.param_headers.disagreeing(arguments, headers.params)
+        if wrong is not None:
+            raise eras.mismatch(wrong)
+    return RequestHead("tools/call", allowed.tool, allowed.param_headers.headers(arguments))
 
 
 def _check_id(asked: Ask) -> None:

@@ -123,11 +123,9 @@ class OtherRequests:
 
     # Forwarded to one server
 
-    def forward(
-        self, call: Call, server: str, members: bytes, meta: dict[str, Any], head: RequestHead, draft: Draft
-    ) -> None:
+    def forward(self, call: Call, server: str, members: bytes, head: RequestHead, draft: Draft) -> None:
         """Send a call to a server; `members` are its params, encoded, without braces and without `_meta`."""
-        desk = self._desk
+        desk, meta = self._desk, call.meta
         link = desk.upstreams[server].link(None if call.client.key == "" else call.client, call.era)
         call.minted = minted = link.mint()
         version = link.version if link.era is Era.STATELESS else None
@@ -158,7 +156,7 @@ class OtherRequests:
             b"%b:%b" % (wire.encode(key), wire.encode(value)) for key, value in request.params.items() if key != "_meta"
         )
         head = RequestHead(request.method, name if request.method in NAMED else None)
-        self.forward(call, server, members, asked.meta, head, self._draft(call, len(members)))
+        self.forward(call, server, members, head, self._draft(call, len(members)))
 
     def _call(self, asked: Ask, server: str, name: str) -> Call:
         method, redactor = asked.request.method, self._desk.redactor

@@ -44,7 +44,7 @@ def result_type(value: Mapping[str, Any]) -> str:
 
 def complete(method: str, value: Any) -> dict[str, Any] | None:
     """The members of a complete result that its method has; None when it is not a result of that method."""
-    if type(value) is not dict or type(value.get("_meta", {})) is not dict:
+    if type(value) is not dict or ("_meta" in value and type(value["_meta"]) is not dict):
         return None
     members = _MEMBERS.get(method)
     if members is None:

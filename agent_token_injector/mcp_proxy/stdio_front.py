@@ -151,8 +151,8 @@ class StdioFront:
         connection.setblocking(True)
         connection.sendall(b"OK\n")
         connection.setblocking(False)
-        reading, writing = fds if fds else (os.dup(connection.fileno()), os.dup(connection.fileno()))
-        one = StdioConnection(self._relay, connection, reading, writing, self._backlog, self._monotonic)
+        streams = (fds[0], fds[1]) if fds else (os.dup(connection.fileno()), os.dup(connection.fileno()))
+        one = StdioConnection(self._relay, connection, streams, self._backlog, self._monotonic)
         one.watch_end = bool(fds)
         self._connections.add(one)
         one.closed = self._connections.discard
@@ -181,8 +181,7 @@ class StdioConnection:
         self,
         relay: Desk,
         control: socket.socket,
-        reading: int,
-        writing: int,
+        streams: tuple[int, int],
         backlog: Backlog,
         monotonic: Callable[[], float],
     ) -> None:
@@ -190,7 +189,7 @@ class StdioConnection:
         self.watch_end = True
         self._relay = relay
         self._control = control
-        self._in, self._out = reading, writing
+        self._in, self._out = streams
         self._backlog = backlog
         self._monotonic = monotonic
         self._client: Client | None = None
@@ -244,7 +243,7 @@ class StdioConnection:
         # `handoff-mcp` says nothing after its greeting: this is its end.
         self.close()
 
-    def _on_backlog(self, full: bool) -> None:  # noqa: FBT001 - the backlog's callback
+    def _on_backlog(self, full: bool) -> None:
         if full:
             self._pause()
         else:

@@ -78,6 +78,15 @@ Message: TypeAlias = Request | Notification | Response
 def parse(raw: bytes) -> Message:
     """Read one message of a client. Raises WireError and nothing else, whatever the bytes."""
     document = _load(raw)
+    if type(document) is dict and len(document) == 4:
+        # Nearly every message: what has these four members, each of its kind, has no others.
+        get = document.get
+        found: Any
+        found, method, params = get("id"), get("method"), get("params")
+        fits = type(found) is int if type(found) is not str else len(found) <= MAX_ID
+        if fits and type(method) is str and 0 < len(method) <= MAX_METHOD and type(params) is dict:  # noqa: SIM102
+            if get("jsonrpc") == "2.0":
+                return Request(found, method, params)
     if isinstance(document, list):
         raise WireError(INVALID_REQUEST, "Invalid Request: batches are not accepted")
     if not isinstance(document, dict):

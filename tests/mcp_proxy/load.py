@@ -21,6 +21,12 @@ def rss_mib(proxy: McpProxy) -> float:
     return int(Path(f"/proc/{proxy.pid}/statm").read_text().split()[1]) * PAGE_MIB
 
 
+def peak_mib(proxy: McpProxy) -> float:
+    """The most resident memory that the engine has had (proc(5), VmHWM)."""
+    lines = Path(f"/proc/{proxy.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
 def descriptors(proxy: McpProxy) -> list[str]:
     """What the engine's open descriptors are, without the numbers that differ from one socket to the next."""
     found = []

@@ -6,6 +6,7 @@ import asyncio
 import http.server
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
-from agent_token_injector.mcp_proxy import McpProxy, StdioServer
+from agent_token_injector.mcp_proxy import McpProxy, StdioServer, handoff_mcp
 from agent_token_injector.mcp_proxy.grants import Places
 from tests import peers
 from tests.mcp_proxy.harness import TOKEN, Rig
@@ -25,6 +26,7 @@ from tests.mcp_proxy.reference import sdk_server
 from tests.requirements import requirement
 
 MODES = pytest.mark.parametrize("mode", ["legacy", "auto", "2026-07-28"])
+FRONTS = pytest.mark.parametrize("front", ["http", "stdio"])
 ERAS = pytest.mark.parametrize("era", ["legacy", "auto", "modern"])
 INSPECTOR_SECONDS = 60.0
 
@@ -173,12 +175,14 @@ def test_the_published_fetch_server_fetches_the_one_page_it_may(rig: Rig, site: 
     talk(proxy, mode, say)
 
 
-def inspect(proxy: McpProxy, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the Inspector's CLI against the proxy. It reads the address and the token from a file, as an agent's host does."""
+def inspect(proxy: McpProxy, home: Path, front: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the Inspector's CLI against one of the proxy's fronts.
+
+    It reads the address, or how to start `handoff-mcp`, and the token from a file, as an agent's host does.
+    """
     program = peers.npm_program("@modelcontextprotocol/inspector")
     config = home / "mcp.json"
-    headers = {"Authorization": f"Bearer {TOKEN.get_secret_value()}"}
-    config.write_text(json.dumps({"mcpServers": {"handoff": {"type": "http", "url": proxy.url, "headers": headers}}}))
+    config.write_text(json.dumps({"mcpServers": {"handoff": entry(proxy, front)}}))
     usual = ("--cli", "--config", str(config), "--server", "handoff", "--format", "json", "-q")
     return subprocess.run(
         (*program, *usual, *arguments),
@@ -191,33 +195,44 @@ def inspect(proxy: McpProxy, home: Path, *arguments: str) -> subprocess.Complete
     )
 
 
+def entry(proxy: McpProxy, front: str) -> dict[str, Any]:
+    """The proxy as an entry of `mcpServers`."""
+    token = TOKEN.get_secret_value()
+    if front == "http":
+        return {"type": "http", "url": proxy.url, "headers": {"Authorization": f"Bearer {token}"}}
+    env = {"HANDOFF_MCP_SOCKET": str(proxy.socket_path), "HANDOFF_MCP_TOKEN": token}
+    return {"type": "stdio", "command": sys.executable, "args": ["-I", "-S", handoff_mcp.__file__], "env": env}
+
+
 @requirement("mcp.inspector")
+@FRONTS
 @ERAS
-def test_the_inspector_sees_and_calls_what_was_granted(rig: Rig, tmp_path: Path, era: str) -> None:
+def test_the_inspector_sees_and_calls_what_was_granted(rig: Rig, tmp_path: Path, era: str, front: str) -> None:
     proxy = rig.start(["echo"])
-    listed = inspect(proxy, tmp_path, "--protocol-era", era, "--method", "tools/list")
+    listed = inspect(proxy, tmp_path, front, "--protocol-era", era, "--method", "tools/list")
     assert listed.returncode == 0, listed.stderr
     assert [tool["name"] for tool in json.loads(listed.stdout)["result"]["tools"]] == ["echo"]
 
     call = ("--protocol-era", era, "--method", "tools/call", "--tool-name")
-    called = inspect(proxy, tmp_path, *call, "echo", "--tool-arg", "text=hi")
+    called = inspect(proxy, tmp_path, front, *call, "echo", "--tool-arg", "text=hi")
     assert called.returncode == 0, called.stderr
     content = json.loads(called.stdout)["result"]["content"]
     assert json.loads(content[0]["text"]) == {"text": "hi"}
 
-    unknown = inspect(proxy, tmp_path, *call, "merge")
+    unknown = inspect(proxy, tmp_path, front, *call, "merge")
     assert unknown.returncode != 0
     assert rig.calls_received() == ["echo"]
 
 
 @requirement("mcp.inspector")
-@ERAS
-def test_the_inspectors_load_test_finds_no_error(rig: Rig, tmp_path: Path, era: str) -> None:
+@FRONTS
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+def test_the_inspectors_load_test_finds_no_error(rig: Rig, tmp_path: Path, era: str, front: str) -> None:
     with sdk_server("py-2.3", "stdio", tmp_path / "calls") as server:
         proxy = rig.start(["echo"], servers=[StdioServer("counting", server.argv, env=server.env)])
         load = ("--load", "--load-requests", "400", "--load-concurrency", "16")
         call = ("--method", "tools/call", "--tool-name", "echo", "--tool-arg", "text=hi")
-        done = inspect(proxy, tmp_path, "--protocol-era", era, *call, *load)
+        done = inspect(proxy, tmp_path, front, "--protocol-era", era, *call, *load)
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)["result"]
         assert (result["requests"], result["ok"], result["errors"], result["toolErrors"]) == (400, 400, 0, 0)

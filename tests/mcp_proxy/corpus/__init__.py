@@ -13,9 +13,9 @@ Each `*.json` here has these members. `kind` is what is done:
     headers          pairs that are sent beside the usual headers over HTTP; a null takes a usual one away, and a usual
                      name replaces it unless `twice` is true
     verb, path       of the HTTP request
-    expect.http      by era: [status, error code | "result" | null for no JSON-RPC answer]
+    expect.http      by era: [status, error code | "result" | null where the message is not even looked at]
     expect.stdio     the answers in their order: error code | "result"
-    reaches          names of the tools that the server may be asked for because of it
+    reaches          by front: names of the tools that the server is asked for because of it
     heavy            true: tried before one server alone, for its size
 
     says             lines of the server: `$ID` is the call's id as the server knows it, `$WAIT` that of another call
