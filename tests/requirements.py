@@ -526,6 +526,7 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "mcp.sessions": Requirement("MCP 2025-11-25", "Sessions are bound to the handoff and bounded in number."),
         "mcp.several-servers": Requirement("issue 2", "Several servers stand behind one address."),
         "mcp.size-cap": Requirement("facts/mcp §7.12", "A message is bounded in size and depth."),
+        "mcp.soak": Requirement("issue 3", "After an hour's worth of calls memory is flat and no descriptor leaked."),
         "mcp.start-all-or-nothing": Requirement("issue 2", "A start that fails leaves nothing running."),
         "mcp.strangers-coalesced": Requirement(
             "facts/mcp §2.30", "A flood of strangers' requests is counted, and not written one by one."

@@ -6,7 +6,7 @@ differs. It comes back when its definition does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from agent_token_injector.audit.event import Decision, Draft
@@ -128,11 +128,10 @@ def _times(offered: Definitions, tool: str) -> int:
     return sum(one.get("name") == tool for one in offered)
 
 
-async def look_again(upstream: Upstream, catalogue: Catalogue, desk: Desk, changed: Callable[[], None]) -> None:
+async def look_again(upstream: Upstream, catalogue: Catalogue, desk: Desk) -> None:
     """List a server's tools anew and judge them; one that cannot list them has none."""
     try:
         offered: Definitions = await upstream.definitions()
     except (UpstreamError, UpstreamFailed):
         offered = ()
-    if catalogue.judge(upstream.name, offered, desk):
-        changed()
+    catalogue.judge(upstream.name, offered, desk)

@@ -82,6 +82,7 @@ class Desk:
         self._audit = audit
         self._shown: tuple[ToolPolicy, Redactor, list[dict[str, Any]]] | None = None
         self._dirty: dict[Flushable, None] = {}
+        self._flushing = False
         self._waiting_for_room: list[Callable[[], None]] = []
 
     def learn(self, secrets: Iterable[str]) -> None:
@@ -123,15 +124,22 @@ class Desk:
     def mark(self, one: Flushable) -> None:
         """Flush it when this turn's effects have happened."""
         self._dirty[one] = None
+        if not self._flushing:
+            # An answer that needs no event must not wait for one.
+            self.ledger.schedule()
 
     def flush(self) -> None:
         """Put on record what is staged, let it happen, and write what that queued."""
-        self.ledger.flush()
-        while self._dirty:
-            dirty, self._dirty = self._dirty, {}
-            for one in dirty:
-                one.flush()
+        self._flushing = True
+        try:
             self.ledger.flush()
+            while self._dirty:
+                dirty, self._dirty = self._dirty, {}
+                for one in dirty:
+                    one.flush()
+                self.ledger.flush()
+        finally:
+            self._flushing = False
 
     # A call's way
 
@@ -218,13 +226,16 @@ class Desk:
         traced = None
         if self.tracing is not None:
             traced = self.tracing.ended(call, reason=reason, masked=masked, is_error=is_error, problem=problem)
-        self.ledger.stage(draft, self._deliver, call, body, traced)
+        status = 200 if problem is None else eras.status_of(problem[0], call.era)
+        self.ledger.stage(draft, self._deliver, call, body, status, traced)
 
-    def _deliver(self, recorded: bool, call: Call, body: bytes, traced: Callable[[bool], None] | None) -> None:
+    def _deliver(
+        self, recorded: bool, call: Call, body: bytes, status: int, traced: Callable[[bool], None] | None
+    ) -> None:
         if traced is not None:
             traced(recorded)
         if recorded:
-            call.exchange.reply(body)
+            call.exchange.reply(body, status=status)
         else:
             self.unaudited(call.id, call.exchange)
 
@@ -287,12 +298,13 @@ class Desk:
         for name, allow in self.allow.items():
             upstream = self.upstreams.get(name)
             has = {} if upstream is None else upstream.house.capabilities
-            if allow.resources and "resources" in has:
-                resources = found.setdefault("resources", {})
-                if allow.subscribe and isinstance(has["resources"], dict) and has["resources"].get("subscribe"):
-                    resources["subscribe"] = True
-            if allow.prompts and "prompts" in has:
-                found["prompts"] = {}
+            for field in ("resources", "prompts"):
+                if getattr(allow, field) and isinstance(has.get(field), dict):
+                    declared = found.setdefault(field, {})
+                    if has[field].get("listChanged") is True:
+                        declared["listChanged"] = True
+                    if field == "resources" and allow.subscribe and has[field].get("subscribe") is True:
+                        declared["subscribe"] = True
             if allow.completion and "completions" in has:
                 found["completions"] = {}
             if allow.logging and "logging" in has and era is Era.HANDSHAKE:

@@ -48,9 +48,11 @@ from agent_token_injector.mcp_proxy.streams import Streams
 from agent_token_injector.mcp_proxy.tool_policy import Reason, ToolPolicy
 from agent_token_injector.mcp_proxy.tracing import Tracing
 from agent_token_injector.mcp_proxy.upstream import HttpServerConfig, Upstream, server_config
+from agent_token_injector.mcp_proxy.watches import Watches
 from agent_token_injector.names import HandoffId
 
 TICK_SECONDS: Final = 0.25
+LOOK_PAUSE: Final = 1.0
 SCRATCH_PREFIX: Final = "handoff-proxy-"
 _PR_SET_DUMPABLE: Final = 4
 
@@ -120,9 +122,11 @@ class Engine:
             None if pins is None else [ToolPin.from_plain(one) for one in pins],
         )
         self._streams = Streams(self._desk)
-        self._inbound = Inbound(self._desk, self._streams, self._tools_changed)
+        self._watches = Watches(configuration["server_info"], self._loop.call_later)
+        self._inbound = Inbound(self._desk, self._streams, self._watches, self._tools_changed)
         self._relay = Relay(self._desk, self._streams)
-        self._looks: set[asyncio.Task[None]] = set()
+        self._looks: dict[str, asyncio.Task[None]] = {}
+        self._look_again: set[str] = set()
         self._fronts: list[HttpFront | StdioFront] = []
 
     # The turn of the loop
@@ -170,6 +174,8 @@ class Engine:
             self._desk.budgets = self._budgets(limits)
         for name, definitions in offered.items():
             self._catalogue.judge(name, definitions, self._desk)
+            if any(one.server == name for one in policy.allowed.values()):
+                self._watches.open(self._upstreams[name])
         self._desk.flush()
 
     def _budgets(self, limits: Mapping[str, Limits]) -> Budgets:
@@ -223,12 +229,13 @@ class Engine:
         self._stop.set()
 
     async def _close(self) -> None:
+        self._watches.close()
         for front in self._fronts:
             if isinstance(front, StdioFront):
                 front.close()
             else:
                 await front.close()
-        for look in tuple(self._looks):
+        for look in tuple(self._looks.values()):
             look.cancel()
         ending = [one.stop() for one in self._upstreams.values()]
         if self._desk.tracing is not None:
@@ -315,17 +322,26 @@ class Engine:
     def _tools_changed(self, server: str) -> None:
         """A server says that its tools are others, or began anew: look, one look at a time for each."""
         upstream = self._upstreams.get(server)
-        if upstream is None or self._stop.is_set() or any(look.get_name() == server for look in self._looks):
+        if upstream is None or self._stop.is_set():
             return
-        look = self._loop.create_task(self._look(upstream), name=server)
-        self._looks.add(look)
-        look.add_done_callback(self._looks.discard)
+        if server in self._looks:
+            self._look_again.add(server)
+            return
+        look = self._looks[server] = self._loop.create_task(self._look(upstream))
+        look.add_done_callback(lambda _: self._looks.pop(server, None))
 
     async def _look(self, upstream: Upstream) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LIST_SECONDS):
-                await look_again(upstream, self._catalogue, self._desk, self._streams.tools_changed)
-        self._schedule()
+        """Look until nothing has changed since; with pauses, however often a server says that it has."""
+        self._look_again.add(upstream.name)
+        while upstream.name in self._look_again:
+            self._look_again.discard(upstream.name)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LIST_SECONDS):
+                    await look_again(upstream, self._catalogue, self._desk)
+            # Clients that listen are told what the server told us, whether or not it concerns a tool of theirs.
+            self._streams.tools_changed()
+            self._schedule()
+            await asyncio.sleep(LOOK_PAUSE)
 
 
 async def serve(connection: socket.socket) -> None:

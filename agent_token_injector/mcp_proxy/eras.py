@@ -22,6 +22,7 @@ HANDSHAKE_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-
 STATELESS_VERSIONS: Final = ("2026-07-28",)
 
 HEADER_MISMATCH: Final = -32020
+CAPABILITY_MISSING: Final = -32021
 UNSUPPORTED_VERSION: Final = -32022
 HANDOFF_OVER: Final = -32001
 """Ours, in JSON-RPC's range for implementations: the handoff has expired, was revoked, or cannot be checked."""
@@ -37,6 +38,7 @@ _STATUS: Final[Mapping[int, int]] = {
     wire.INVALID_REQUEST: 400,
     wire.INVALID_PARAMS: 400,
     HEADER_MISMATCH: 400,
+    CAPABILITY_MISSING: 400,
     UNSUPPORTED_VERSION: 400,
     wire.METHOD_NOT_FOUND: 404,
 }
@@ -51,15 +53,6 @@ class Era(StrEnum):
 
     HANDSHAKE = "handshake"
     STATELESS = "stateless"
-
-
-METHODS: Final[Mapping[Era, frozenset[str]]] = {
-    Era.HANDSHAKE: frozenset({"initialize", "ping", "tools/list", "tools/call"}),
-    Era.STATELESS: frozenset({"server/discover", "tools/list", "tools/call"}),
-}
-"""Every request that is answered. All others are refused (D8: deny by default for every method)."""
-
-NOTIFICATIONS: Final = frozenset({"notifications/initialized", "notifications/cancelled"})
 
 
 class Refused(Exception):
@@ -77,7 +70,12 @@ class Refused(Exception):
         """The HTTP status: the stateless era maps codes to statuses, the handshake era answers 200 once it has parsed."""
         if self.status is not None:
             return self.status
-        return 200 if era is Era.HANDSHAKE else _STATUS.get(self.code, 200)
+        return status_of(self.code, era)
+
+
+def status_of(code: int, era: Era | None) -> int:
+    """The HTTP status of an error: the stateless era has one for some codes, the handshake era answers 200."""
+    return 200 if era is Era.HANDSHAKE else _STATUS.get(code, 200)
 
 
 class McpHeaders(NamedTuple):
@@ -118,7 +116,7 @@ def era_of(message: wire.Request | wire.Notification, headers: McpHeaders | None
     declared = META_VERSION in meta if isinstance(meta, dict) else False
     if not declared and said.version not in STATELESS_VERSIONS and message.method != "server/discover":
         if said.version is not None and said.version not in HANDSHAKE_VERSIONS:
-            raise _unsupported(said.version)
+            raise _unsupported(said.version, HANDSHAKE_VERSIONS)
         return Era.HANDSHAKE
     if isinstance(message, wire.Request):
         _check_envelope(message, headers, meta)
@@ -143,7 +141,7 @@ def _check_envelope(request: wire.Request, headers: McpHeaders | None, meta: Any
     if not isinstance(version, str):
         raise Refused(wire.INVALID_PARAMS, f"{META_VERSION} is not a string", reason=Reason.MALFORMED, status=400)
     if version not in STATELESS_VERSIONS:
-        raise _unsupported(version)
+        raise _unsupported(version, STATELESS_VERSIONS)
 
 
 def _agree(header: str, said: str | None, meant: Any) -> None:
@@ -163,50 +161,11 @@ def repeated(header: str) -> Refused:
     return Refused(HEADER_MISMATCH, f"{header} header appears more than once", reason=Reason.HEADERS, status=400)
 
 
-def _unsupported(version: str) -> Refused:
+def _unsupported(version: str, supported: tuple[str, ...]) -> Refused:
     return Refused(
         UNSUPPORTED_VERSION,
         "Unsupported protocol version",
         reason=Reason.HEADERS,
-        data={"supported": [*STATELESS_VERSIONS, *HANDSHAKE_VERSIONS], "requested": version[:64]},
+        data={"supported": list(supported), "requested": version[:64]},
         status=400,
     )
-
-
-def negotiated(requested: Any) -> str:
-    """The version `initialize` is answered with: the one asked for, or the newest of its era."""
-    return requested if requested in HANDSHAKE_VERSIONS else HANDSHAKE_VERSIONS[-1]
-
-
-def initialize_result(requested: Any, server_info: Mapping[str, Any]) -> dict[str, Any]:
-    """What `initialize` declares: tools, and nothing else."""
-    return {"protocolVersion": negotiated(requested), "capabilities": {"tools": {}}, "serverInfo": dict(server_info)}
-
-
-def discover_result(ttl_ms: int, server_info: Mapping[str, Any]) -> dict[str, Any]:
-    """What `server/discover` declares, private to this client and cacheable no longer than the handoff lives."""
-    capabilities: dict[str, Any] = {"tools": {}}
-    return stateless_result(
-        {"supportedVersions": list(STATELESS_VERSIONS), "capabilities": capabilities}, server_info, ttl_ms=ttl_ms
-    )
-
-
-def stateless_result(
-    value: Mapping[str, Any], server_info: Mapping[str, Any], *, ttl_ms: int | None = None
-) -> dict[str, Any]:
-    """A result as the stateless era wants it: `resultType`, who answered, and for lists how long they may be kept."""
-    meta = {**value.get("_meta", {}), META_SERVER_INFO: dict(server_info)}
-    cached = {} if ttl_ms is None else {"ttlMs": ttl_ms, "cacheScope": "private"}
-    return {**value, "resultType": "complete", **cached, "_meta": meta}
-
-
-_RESULT_KEYS: Final = ("content", "structuredContent", "isError", "_meta")
-
-
-def tool_result(value: Any) -> dict[str, Any] | None:
-    """The parts of a server's answer that are a tool's result; None when it is not one (a task, a question back)."""
-    if not isinstance(value, dict) or not isinstance(value.get("content"), list):
-        return None
-    if value.get("resultType", "complete") != "complete" or not isinstance(value.get("_meta", {}), dict):
-        return None
-    return {key: value[key] for key in _RESULT_KEYS if key in value}

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from agent_token_injector.mcp_proxy import results, wire
 from agent_token_injector.mcp_proxy.calls import Call, Client, Listening
 from agent_token_injector.mcp_proxy.desk import Desk
+from agent_token_injector.mcp_proxy.envelope import META_LOG_LEVEL
 from agent_token_injector.mcp_proxy.eras import CALL_ENDED, Era
 from agent_token_injector.mcp_proxy.links import Link, as_error
-from agent_token_injector.mcp_proxy.methods import INPUT_REQUIRED, SERVER_REQUESTS
-from agent_token_injector.mcp_proxy.streams import ACKNOWLEDGED, Part, Streams, event_id
+from agent_token_injector.mcp_proxy.methods import INPUT_REQUIRED, RESOURCE_NOT_FOUND, SERVER_REQUESTS
+from agent_token_injector.mcp_proxy.streams import ACKNOWLEDGED, META_SUBSCRIPTION, Part, Streams, event_id
+from agent_token_injector.mcp_proxy.watches import Watch, Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,12 +42,14 @@ class Inbound:
     Args:
         desk: the relay's state.
         streams: clients' streams.
+        watches: our own streams for what servers say of their tools.
         tools_changed: is told the name of a server that says its tools are others now.
     """
 
-    def __init__(self, desk: Desk, streams: Streams, tools_changed: Callable[[str], None]) -> None:
+    def __init__(self, desk: Desk, streams: Streams, watches: Watches, tools_changed: Callable[[str], None]) -> None:
         self._desk = desk
         self._streams = streams
+        self._watches = watches
         self._tools_changed = tools_changed
 
     # LinkEvents
@@ -69,6 +73,9 @@ class Inbound:
 
     def paused(self, link: Link, route: object) -> None:
         """The server closed a stream before its answer: so do we, and the client goes on with another one."""
+        if type(route) is int and isinstance(link.pending.get(route), Watch):
+            self._watches.over(link, route)
+            return
         waiting = self._waiting(link, route)
         if isinstance(waiting, Part):
             self._streams.part_ended(waiting, "it closed the stream")
@@ -82,6 +89,8 @@ class Inbound:
             self._streams.part_ended(waiting, why)
         elif isinstance(waiting, Call):
             self._desk.server_failed(waiting, why)
+        elif isinstance(waiting, Watch):
+            self._watches.over(link, minted)
 
     def unread(self, link: Link, minted: int, why: str) -> None:
         """An answer cannot be read safely."""
@@ -92,6 +101,8 @@ class Inbound:
         del why
         if isinstance(listen, Listening):
             self._streams.ended(listen, link)
+        elif isinstance(listen, Watch):
+            self._watches.over(link, listen)
 
     def restarted(self, upstream: Upstream) -> None:
         """A server began anew: what it lists may differ."""
@@ -112,6 +123,8 @@ class Inbound:
         waiting = link.pending.get(minted)
         if type(waiting) is Part:
             self._streams.part_ended(waiting, None)
+        elif type(waiting) is Watch:
+            self._watches.over(link, minted)
         elif type(waiting) is Call:
             if isinstance(route, Listening):
                 # It was asked on a stream that is over: the answer goes where its client listens now.
@@ -120,11 +133,13 @@ class Inbound:
 
     def _finish(self, link: Link, call: Call, message: dict[str, Any]) -> None:
         desk = self._desk
-        problem = message.get("error")
-        if problem is not None:
-            error = as_error(problem)
+        if "error" in message:
+            error = as_error(message["error"])
             text, data = desk.redactor.text(error.message), desk.redactor.json(error.data)
-            desk.fail(call, error.code, text, "upstream-error", data)
+            code = error.code
+            if code == RESOURCE_NOT_FOUND and call.era is Era.STATELESS:
+                code = wire.INVALID_PARAMS
+            desk.fail(call, code, text, "upstream-error", data)
             return
         shaped = self._shaped(link, call, message["result"])
         if shaped is None:
@@ -179,8 +194,9 @@ class Inbound:
 
     def _question(self, link: Link, message: dict[str, Any], method: str, route: object) -> None:
         if method == "ping":
-            link.say(wire.result(message["id"], {}) if _is_id(message["id"]) else b"")
-            self._desk.mark(link)
+            if _is_id(message["id"]):
+                link.say(wire.result(message["id"], {}))
+                self._desk.mark(link)
             return
         field = SERVER_REQUESTS.get(method)
         found = self._asker(link, route) if field is not None and self._desk.allows(link.server, field) else None
@@ -219,12 +235,12 @@ class Inbound:
         if method == "notifications/tools/list_changed":
             self._tools_changed(link.server)
             return
-        waiting = self._waiting(link, route)
+        waiting = self._waiting(link, _subscription(params) if route is None else route)
         if isinstance(waiting, Part):
             if method != ACKNOWLEDGED:
                 self._streams.told(waiting, method, params)
             return
-        if not self._lets(link.server, method):
+        if not self._lets(link.server, method) or _unwanted(waiting, method):
             return
         shown = self._desk.redactor.json(params)
         if isinstance(waiting, Call):
@@ -286,6 +302,19 @@ def _task_of(result: dict[str, Any], kind: str) -> str | None:
         if isinstance(task, str) and 0 < len(task) <= wire.MAX_ID and (kind == "task" or "task" in result)
         else None
     )
+
+
+def _subscription(params: dict[str, Any]) -> object:
+    """The subscription that a notification over stdio belongs to, by the id that we minted for it."""
+    meta = params.get("_meta")
+    return meta.get(META_SUBSCRIPTION) if isinstance(meta, dict) else None
+
+
+def _unwanted(waiting: Call | Listening | None, method: str) -> bool:
+    """Whether it is a log message of a call whose client has not asked for any (2026-07-28)."""
+    if not isinstance(waiting, Call) or waiting.era is not Era.STATELESS:
+        return False
+    return method == "notifications/message" and META_LOG_LEVEL not in waiting.meta
 
 
 def _is_plain(result: Any) -> bool:

@@ -85,7 +85,7 @@ class Ledger:
         expires_at: nothing is allowed from then on.
         clock: tells that time.
         monotonic: real seconds, for the age of a beat.
-        schedule: called when something was staged: arranges for `flush` within this turn of the loop.
+        schedule: called when something was staged: arranges for a flush within this turn of the loop.
         later: calls something after so many seconds.
     """
 
@@ -105,7 +105,7 @@ class Ledger:
         self._expires_at = expires_at
         self._clock = clock
         self._monotonic = monotonic
-        self._schedule = schedule
+        self.schedule = schedule
         self._later = later
         self._keeping = False
         self._share_until = 0.0
@@ -154,12 +154,12 @@ class Ledger:
     def stage(self, draft: Draft, act: Callable[..., None], *args: Any) -> None:
         """Write `draft`, then call `act(recorded, *args)`: with False when it could not be written."""
         self._staged.append((draft, act, args))
-        self._schedule()
+        self.schedule()
 
     def note(self, draft: Draft) -> None:
         """Write `draft` with the next append; nothing hangs on it."""
         self._staged.append((draft, None, ()))
-        self._schedule()
+        self.schedule()
 
     def flush(self) -> None:
         """Write all that is staged, in one append, and let it happen; and what that stages, until nothing is staged."""

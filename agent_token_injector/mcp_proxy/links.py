@@ -190,11 +190,10 @@ class Link:
     def _settle(self, waiting: asyncio.Future[Any], message: Mapping[str, Any]) -> None:
         if waiting.done():
             return
-        problem = message.get("error")
-        if problem is None:
-            waiting.set_result(message.get("result"))
+        if "error" in message:
+            waiting.set_exception(as_error(message["error"]))
         else:
-            waiting.set_exception(as_error(problem))
+            waiting.set_result(message["result"])
 
     def _give_up_on(self, raw: bytes, route: object, why: str) -> None:
         """An answer that cannot be read safely fails the question it belongs to; anything else is noise."""

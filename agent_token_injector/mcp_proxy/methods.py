@@ -112,3 +112,6 @@ PARAMS: Final[Mapping[str, frozenset[str]]] = {
 
 RETRY_PARAMS: Final = frozenset({"inputResponses", "requestState"})
 """What a request that is asked again with more input brings along, where the grant lets it."""
+
+RESOURCE_NOT_FOUND: Final = -32002
+"""The handshake era's code for it; the stateless era has -32602."""

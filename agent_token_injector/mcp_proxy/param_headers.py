@@ -97,11 +97,15 @@ class ParamHeaders:
 
     def headers(self, arguments: Mapping[str, Any]) -> dict[str, str]:
         """What must be sent with these arguments: header name to encoded value, in the schema's order."""
+        return {PREFIX + name: encode_header_value(value) for name, value in self.values(arguments).items()}
+
+    def values(self, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """The same, each name without its prefix and each value as it is."""
         found: dict[str, str] = {}
         for one in self._declared:
             said = _rendered(_at(arguments, one.path))
             if said is not None:
-                found[one.header] = encode_header_value(said)
+                found[one.header.removeprefix(PREFIX)] = said
         return found
 
     def disagreeing(self, arguments: Mapping[str, Any], received: Mapping[str, str]) -> str | None:

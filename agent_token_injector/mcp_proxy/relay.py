@@ -336,7 +336,7 @@ def _head(allowed: Allowed, arguments: dict[str, Any], headers: McpHeaders | Non
         wrong = allowed.param_headers.disagreeing(arguments, headers.params)
         if wrong is not None:
             raise eras.mismatch(wrong)
-    return RequestHead("tools/call", allowed.tool, allowed.param_headers.headers(arguments))
+    return RequestHead("tools/call", allowed.tool, allowed.param_headers.values(arguments))
 
 
 def _check_id(asked: Ask) -> None:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 MAX_PAGES: Final = 100
 MAX_ITEMS: Final = 5000
-RESOURCE_NOT_FOUND: Final = -32002
-"""The handshake era's code; the stateless era has -32602."""
 
 _Work: TypeAlias = Callable[[Call, Ask], Coroutine[Any, Any, dict[str, Any]]]
 
@@ -179,7 +177,7 @@ class OtherRequests:
             raise envelope.invalid_params()
         server = self._desk.reader(uri, methods.CLIENT_REQUESTS[asked.era][request.method])
         if server is None:
-            code = RESOURCE_NOT_FOUND if asked.era is Era.HANDSHAKE else wire.INVALID_PARAMS
+            code = methods.RESOURCE_NOT_FOUND if asked.era is Era.HANDSHAKE else wire.INVALID_PARAMS
             raise Refused(code, "Resource not found", reason=Reason.NOT_LISTED, data={"uri": uri})
         if request.method == "resources/subscribe":
             client.subscriptions[uri] = server

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -46,11 +48,15 @@ class StdioLine:
     def __init__(self, proxy: McpProxy, *, seconds: float = 30.0) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(seconds)
-        self.socket.connect(str(proxy.socket_path))
-        self.socket.sendall(f"HANDOFF-MCP/1 bytes {TOKEN.get_secret_value()}\n".encode())
-        assert self.socket.recv(3) == b"OK\n"
         self._reader = self.socket.makefile("rb")
         self._ids = 1000
+        try:
+            self.socket.connect(str(proxy.socket_path))
+            self.socket.sendall(f"HANDOFF-MCP/1 bytes {TOKEN.get_secret_value()}\n".encode())
+            assert self._reader.readline() == b"OK\n"
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -71,21 +77,28 @@ class StdioLine:
         self.socket.sendall(document("tools/call", params, message_id) + b"\n")
 
     def answer(self) -> Any:
-        return json.loads(self._reader.readline())
+        """The next answer; what belongs to no request is passed over."""
+        while "id" not in (message := json.loads(self._reader.readline())):
+            pass
+        return message
 
     def call(self, name: str, arguments: Any = None, message_id: object = 1, **more: Any) -> Any:
         self.begin(name, arguments, message_id, **more)
         return self.answer()
 
     def calls(self, name: str, arguments: Sequence[Any], *, stateless: bool = False) -> list[Any]:
-        """Many calls in one write; every answer, in the order in which they came."""
+        """Many calls sent ahead while their answers are read; the answers, in the order in which they came."""
         lines = []
         for one in arguments:
             self._ids += 1
             params = {"name": name, "arguments": one} | ({"_meta": META} if stateless else {})
             lines.append(document("tools/call", params, self._ids))
-        self.socket.sendall(b"\n".join(lines) + b"\n")
-        return [self.answer() for _ in lines]
+        # Whoever sends without reading is read no further at some point.
+        writer = threading.Thread(target=self.socket.sendall, args=(b"\n".join(lines) + b"\n",))
+        writer.start()
+        answers = [self.answer() for _ in lines]
+        writer.join()
+        return answers
 
     def cancel(self, message_id: object) -> None:
         note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": message_id}}
@@ -97,14 +110,18 @@ class HttpLine:
 
     def __init__(self, proxy: McpProxy, *, seconds: float = 30.0, receive_bytes: int | None = None) -> None:
         host, _, port = proxy.url.removeprefix("http://").partition("/")[0].partition(":")
-        self._host = f"{host}:{port}"
+        self.address = (host, int(port))
         self.socket = socket.socket()
         self.socket.settimeout(seconds)
         if receive_bytes is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        self.socket.connect((host, int(port)))
         self._reader = self.socket.makefile("rb")
         self.session: str | None = None
+        try:
+            self.socket.connect(self.address)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -116,23 +133,27 @@ class HttpLine:
         self._reader.close()
         self.socket.close()
 
-    def send(self, method: str, params: Any, message_id: object = 1, *, verb: str = "POST", stateless: bool = False) -> None:
-        if stateless:
-            params = {**params, "_meta": META}
-        body = document(method, params, message_id) if verb == "POST" else b""
+    def send(self, method: str, params: Any, message_id: object = 1, *, stateless: bool = False) -> None:
+        """Send a request, in the connection's session or without one."""
+        if not stateless:
+            self._post(document(method, params, message_id), ())
+            return
+        more = [f"MCP-Protocol-Version: {STATELESS}", f"Mcp-Method: {method}"]
+        if "name" in params:
+            more.append(f"Mcp-Name: {params['name']}")
+        self._post(document(method, {**params, "_meta": META}, message_id), more)
+
+    def _post(self, body: bytes, more: Sequence[str], verb: str = "POST") -> None:
         head = [
             f"{verb} /mcp HTTP/1.1",
-            f"Host: {self._host}",
+            f"Host: {self.address[0]}:{self.address[1]}",
             f"Authorization: Bearer {TOKEN.get_secret_value()}",
             "Content-Type: application/json",
             "Accept: application/json, text/event-stream",
             f"Content-Length: {len(body)}",
+            *more,
         ]
-        if stateless:
-            head += [f"MCP-Protocol-Version: {STATELESS}", f"Mcp-Method: {method}"]
-            if "name" in params:
-                head.append(f"Mcp-Name: {params['name']}")
-        elif self.session is not None:
+        if self.session is not None and not more:
             head.append(f"Mcp-Session-Id: {self.session}")
         self.socket.sendall("\r\n".join([*head, "", ""]).encode() + body)
 
@@ -159,8 +180,18 @@ class HttpLine:
         status, _ = self.ask("initialize", HELLO, 0)
         assert status == 200
 
+    def notify(self, method: str, params: Any) -> int:
+        """Send a notification; the status."""
+        self._post(json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode(), ())
+        return self.receive()[0]
+
+    def answered(self) -> bool:
+        """Whether an answer has begun to come."""
+        return bool(select.select([self.socket], [], [], 0.001)[0])
+
     def end_session(self) -> None:
-        assert self.ask("", {}, verb="DELETE")[0] == 200
+        self._post(b"", (), "DELETE")
+        assert self.receive()[0] == 200
         self.session = None
 
     def call(self, name: str, arguments: Any = None, message_id: object = 1, **more: Any) -> tuple[int, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -41,7 +41,7 @@ class Collector:
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
 
-    def __enter__(self) -> Collector:
+    def __enter__(self) -> Self:
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -313,11 +313,18 @@ def test_the_last_spans_are_sent_when_the_proxy_is_closed(rig: Rig, collector: C
 @requirement("mcp.traced-when-configured")
 def test_without_a_collector_nothing_of_opentelemetry_is_imported(rig: Rig) -> None:
     told = subprocess.run(
-        [sys.executable, "-I", "-c", "import agent_token_injector.mcp_proxy.engine, sys, json;print(json.dumps([*sys.modules]))"],
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            "import agent_token_injector.mcp_proxy.engine, sys, json;print(json.dumps([*sys.modules]))",
+        ],
         capture_output=True,
         check=True,
     )
-    assert not [name for name in json.loads(told.stdout) if name.split(".")[0] in {"opentelemetry", "google", "requests"}]
+    assert not [
+        name for name in json.loads(told.stdout) if name.split(".")[0] in {"opentelemetry", "google", "requests"}
+    ]
     client = RawClient(rig.start(["echo"], environ={}).url)
     client.initialize()
     client.call("echo", {"text": "x"})

@@ -19,7 +19,7 @@ Each `*.json` here has these members. `kind` is what is done:
     heavy            true: tried before one server alone, for its size
 
     says             lines of the server: `$ID` is the call's id as the server knows it, `$WAIT` that of another call
-    expect.ends      how the call ends: "end", which the server says last, or an error code
+    expect.ends      how the call ends: "end", which the server says last, or an error code; or that by the server's transport
     expect.seen      methods of what else the client is sent
     expect.answers   what the server's own questions are answered with: error code | "result"
 """

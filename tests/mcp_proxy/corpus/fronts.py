@@ -15,7 +15,7 @@ from typing import Any
 from agent_token_injector.mcp_proxy import handoff_mcp
 from tests.mcp_proxy.harness import META, TOKEN
 
-SECONDS = 20.0
+SECONDS = 10.0
 
 
 class StdioClient:
