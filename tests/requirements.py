@@ -304,8 +304,12 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "corpus.arguments": Requirement("facts/mcp §2.23", "What stands in arguments is data."),
         "corpus.framing": Requirement("facts/mcp §2.1", "A message is one line for every reader, or none."),
         "corpus.log-lines": Requirement("facts/mcp §2.30", "Nothing that an agent sends ends a line of the audit."),
-        "corpus.meta": Requirement("facts/mcp §2.22", "Of `_meta` a server sees what the proxy knows, and nothing else."),
-        "corpus.own-headers": Requirement("facts/mcp §2.28", "No header and no credential of the agent reaches a server."),
+        "corpus.meta": Requirement(
+            "facts/mcp §2.22", "Of `_meta` a server sees what the proxy knows, and nothing else."
+        ),
+        "corpus.own-headers": Requirement(
+            "facts/mcp §2.28", "No header and no credential of the agent reaches a server."
+        ),
         "corpus.refused": Requirement("issue 3", "Every way round of the corpus ends as its file says."),
         "corpus.sdk-lines": Requirement("issue 3", "The corpus ends alike before servers on every line of the SDKs."),
         "corpus.servers": Requirement("facts/mcp §2", "What a hostile server says goes no further than its file says."),
@@ -386,13 +390,20 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         ),
         "mcp.allowlist": Requirement("D8, D9", "Through a real agent, exactly the allowlist can be called."),
         "mcp.allowlist-exact": Requirement("D9", "The agent sees exactly the allowlist."),
+        "mcp.answers-at-once": Requirement("issue 3", "An answer waits for nothing but its own event on record."),
         "mcp.argument-schema": Requirement("issue 2", "Arguments are judged by the grant's schema and the tool's own."),
         "mcp.bounded-audit": Requirement(
             "issue 3", "A chain that is held or cannot grow refuses calls in time, and lets them go on afterwards."
         ),
-        "mcp.bounded-clients": Requirement("issue 3", "What clients do not read is bounded, and read from nobody beyond it."),
-        "mcp.bounded-many": Requirement("issue 3", "Thousands of calls in flight are answered, or told that they are too many."),
-        "mcp.bounded-results": Requirement("issue 3", "Results up to 10 MiB arrive; a larger one fails its call alone."),
+        "mcp.bounded-clients": Requirement(
+            "issue 3", "What clients do not read is bounded, and read from nobody beyond it."
+        ),
+        "mcp.bounded-many": Requirement(
+            "issue 3", "Thousands of calls in flight are answered, or told that they are too many."
+        ),
+        "mcp.bounded-results": Requirement(
+            "issue 3", "Results up to 10 MiB arrive; a larger one fails its call alone."
+        ),
         "mcp.bounded-servers": Requirement("issue 3", "A server that floods keeps no other from being served."),
         "mcp.branch-format": Requirement(
             "issue 3", "A branch argument is a plain branch that is not protected, or one of the spec's."
@@ -485,6 +496,9 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         ),
         "mcp.pin-withdrawn": Requirement(
             "issue 3", "A tool whose definition is not the pinned one is withdrawn, and the change is audited."
+        ),
+        "mcp.plain-schema": Requirement(
+            "issue 3", "A plain schema is judged without a library, exactly as the library judges it."
         ),
         "mcp.pinned": Requirement(
             "issue 3", "The definition of each granted tool is signed at provisioning, or nothing is."
@@ -631,6 +645,25 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
             "design §6", "The published JSON Schema is valid and accepts what the parser accepts."
         ),
         "spec.strict-json": Requirement("issue 2", "JSON that parsers read differently is refused."),
+        "stdio-front.bounded": Requirement(
+            "issue 3", "A client that asks much or reads nothing is made to wait, and nobody else."
+        ),
+        "stdio-front.cancel": Requirement(
+            "MCP", "A call that a client cancels ends at its server, and is not answered."
+        ),
+        "stdio-front.connections": Requirement("issue 3", "Connections over stdio are bounded."),
+        "stdio-front.ends": Requirement(
+            "issue 3", "What was asked is answered, or stopped at its server, however a conversation ends."
+        ),
+        "stdio-front.greeting": Requirement(
+            "issue 3", "Over stdio nobody is served without this handoff's token, in time and in form."
+        ),
+        "stdio-front.ids": Requirement(
+            "facts/mcp §2.7", "An id in flight is refused over stdio, whatever asks for it."
+        ),
+        "stdio-front.lines": Requirement("facts/mcp §2.1", "A line is a line for every reader, and bounded."),
+        "stdio-front.notifications": Requirement("MCP", "What belongs to no request reaches a client over stdio."),
+        "stdio-front.streams": Requirement("issue 3", "Streams that could block, or are not two, are refused."),
         "surface.facts": Requirement("D3", "A surface declares how it is minted, found again, and ended."),
         "surface.github.app-ceiling": Requirement("ADR §7", "An App that has too much is refused."),
         "surface.github.backstop": Requirement("ADR §5.3", "A repository without a pull-request rule is refused."),

@@ -20,9 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import jsonschema_rs
-
 from agent_token_injector.mcp_proxy.lookalike_keys import LookalikeKeys
+from agent_token_injector.mcp_proxy.plain_schema import compiled
 
 
 class SchemaError(ValueError):
@@ -122,18 +121,26 @@ def compile_grant(schema: Mapping[str, Any], formats: FormatSource | None = None
             raise SchemaError(f"{', '.join(map(repr, unknown))} is not a keyword of JSON Schema 2020-12")
         if position.get("$schema", _DIALECT) != _DIALECT:
             raise SchemaError(f"$schema is not {_DIALECT}")
+    validator: Validator | None = compiled(root)
+    if validator is None:
+        validator = _by_library(root, {} if formats is None else _helpers(positions, formats))
+    return _GrantValidator(validator, LookalikeKeys(root, positions))
+
+
+def _by_library(root: dict[str, Any], formats: dict[str, Callable[[str], bool]]) -> Validator:
+    import jsonschema_rs
+
     try:
-        validator = jsonschema_rs.Draft202012Validator(
+        return jsonschema_rs.Draft202012Validator(
             root,
             validate_formats=True,
             ignore_unknown_formats=False,
             retriever=_never,
             pattern_options=jsonschema_rs.RegexOptions(),
-            formats={} if formats is None else _helpers(positions, formats),
+            formats=formats,
         )
     except (ValueError, TypeError) as error:
         raise SchemaError(_first_line(error)) from None
-    return _GrantValidator(validator, LookalikeKeys(root, positions))
 
 
 def _helpers(positions: tuple[dict[str, Any], ...], formats: FormatSource) -> dict[str, Callable[[str], bool]]:
@@ -174,6 +181,11 @@ def _turned(position: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def compile_tool(schema: Mapping[str, Any]) -> Validator:
     """The validator of a tool's own `inputSchema`. Raises SchemaError."""
+    plain = compiled(dict(schema))
+    if plain is not None:
+        return plain
+    import jsonschema_rs
+
     try:
         return jsonschema_rs.validator_for({"$schema": _DIALECT, **schema}, retriever=_never)
     except (ValueError, TypeError) as error:

@@ -119,6 +119,13 @@ class Desk:
         """Call `go_on` once, when calls have ended."""
         self._waiting_for_room.append(go_on)
 
+    def tell_of_room(self) -> None:
+        """Let those go on who wait for room, where there is any."""
+        if self._waiting_for_room and not self.full:
+            waiting, self._waiting_for_room = self._waiting_for_room, []
+            for go_on in waiting:
+                go_on()
+
     # Writing
 
     def mark(self, one: Flushable) -> None:
@@ -160,7 +167,10 @@ class Desk:
         # A call that was ended while it was put on record never leaves.
         if call.ended or call.link is None:
             return
-        if recorded:
+        if (reason := self.ledger.standing) is not None:
+            # The audit may have been waited for, past the end of the handoff.
+            self.stop(call, reason)
+        elif recorded:
             call.sent = True
             call.link.send(call.minted, message, head)
             self.mark(call.link)
@@ -185,10 +195,7 @@ class Desk:
             link.forget(call.minted)
         if call.on_end is not None:
             call.on_end(call)
-        if self._waiting_for_room and not self.full:
-            waiting, self._waiting_for_room = self._waiting_for_room, []
-            for go_on in waiting:
-                go_on()
+        self.tell_of_room()
 
     def finish(
         self,

@@ -70,7 +70,7 @@ def join(path: str, token: str, source: int, sink: int) -> None:
         line.settimeout(None)
         if handed:
             _let_go(source, sink)
-            _wait(line)
+            _wait(line, early)
         else:
             _copy(line, source, sink, early)
 
@@ -112,10 +112,10 @@ def _let_go(*descriptors: int) -> None:
     os.close(nowhere)
 
 
-def _wait(line: socket.socket) -> None:
-    """Return when the proxy says that the conversation is over."""
+def _wait(line: socket.socket, early: bytes) -> None:
+    """Return when the proxy says that the conversation is over; `early` is what it said right behind its answer."""
     try:
-        said = line.recv(LONGEST_ANSWER)
+        said = early or line.recv(LONGEST_ANSWER)
     except OSError as error:
         raise NoConversation(f"the MCP proxy is gone: {error.strerror or error}") from None
     if said:

@@ -31,6 +31,8 @@ CALL_SECONDS: Final = 600.0
 HOLD_SECONDS: Final = 10.0
 """How long a message waits to hear that the handoff may still act."""
 MAX_HELD: Final = 1024
+MAX_HELD_BYTES: Final = 32 * 1024 * 1024
+"""Of messages that wait so; the last one may be as large as a message is."""
 MAX_TOOL_NAME: Final = 256
 MAX_LOGGED: Final = 512
 
@@ -53,18 +55,23 @@ class Relay:
         # Stateless requests over HTTP belong to nobody but themselves.
         self._stateless = Client(desk.allow, key="", unique_ids=False)
         self._held: list[tuple[float, Callable[[], None]]] = []
+        self._held_bytes = 0
 
     @property
     def full(self) -> bool:
         """Whether no more should be read from a client that has one connection for everything."""
-        return self._desk.full or len(self._held) >= MAX_HELD
+        return self._desk.full or self._holds_enough
+
+    @property
+    def _holds_enough(self) -> bool:
+        return len(self._held) >= MAX_HELD or self._held_bytes >= MAX_HELD_BYTES
 
     # What fronts call
 
     def message(self, body: bytes, headers: McpHeaders | None, exchange: Exchange, client: Client | None) -> None:
         """Answer one message: a POST's body, or one line of the stdio connection `client`. Never raises."""
         if not self._desk.ledger.fresh:
-            self._hold(lambda: self.message(body, headers, exchange, client), exchange)
+            self._hold(lambda: self.message(body, headers, exchange, client), exchange, len(body))
             return
         try:
             message = wire.parse(body)
@@ -170,13 +177,17 @@ class Relay:
 
     def _go_on(self) -> None:
         held, self._held = self._held, []
+        self._held_bytes = 0
         for _, go_on in held:
             go_on()
+        # Whoever was made to wait by what was held may be waiting for no call.
+        self._desk.tell_of_room()
 
-    def _hold(self, go_on: Callable[[], None], exchange: Exchange) -> None:
-        if len(self._held) >= MAX_HELD:
+    def _hold(self, go_on: Callable[[], None], exchange: Exchange, size: int) -> None:
+        if self._holds_enough:
             self.refuse(over("unchecked"), target="message", exchange=exchange)
             return
+        self._held_bytes += size
         self._held.append((self._desk.monotonic(), go_on))
 
     def _check_standing(self) -> None:

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from agent_token_injector.mcp_proxy import McpProxy, StdioServer, wire
 from agent_token_injector.mcp_proxy.desk import MAX_CALLS
-from tests.mcp_proxy.harness import HANDOFF, Rig, wait_until
+from tests.mcp_proxy.harness import HANDOFF, TOKEN, Rig, wait_until
 from tests.mcp_proxy.load import HttpLine, StdioLine, document, peak_mib, rss_mib
 from tests.requirements import requirement
 
@@ -123,7 +123,35 @@ def test_a_stdio_client_that_asks_and_never_reads_is_read_no_further(rig: Rig) -
         still_serves(proxy)
 
 
+@requirement("mcp.bounded-clients")
+def test_bodies_that_never_end_take_no_more_than_their_share(rig: Rig) -> None:
+    proxy = start(rig)
+    with bounded(proxy), ExitStack() as many:
+        for _ in range(40):
+            line = many.enter_context(HttpLine(proxy, seconds=2.0))
+            head = f"POST /mcp HTTP/1.1\r\nHost: {line.address[0]}:{line.address[1]}\r\nContent-Length: {LARGE}\r\n"
+            head += f"Authorization: Bearer {TOKEN.get_secret_value()}\r\nContent-Type: application/json\r\n\r\n"
+            # Who asks for more than its share is cut.
+            with suppress(OSError):
+                line.socket.sendall(head.encode() + b" " * (LARGE - 1))
+        still_serves(proxy)
+
+
 # Many at once
+
+
+@requirement("mcp.answers-at-once")
+def test_what_needs_no_event_on_record_does_not_wait_for_one(rig: Rig) -> None:
+    proxy = start(rig, "progress")
+    with StdioLine(proxy) as line:
+        began = time.monotonic()
+        for _ in range(20):
+            line.initialize()
+        meta = {"progressToken": "mine"}
+        line.socket.sendall(document("tools/call", {"name": "progress", "arguments": {}, "_meta": meta}, 1) + b"\n")
+        assert line.message()["params"] == {"progressToken": "mine", "progress": 1}
+        # Beats come twice a second, and are on time for nobody.
+        assert time.monotonic() - began < 2
 
 
 @requirement("mcp.bounded-many")

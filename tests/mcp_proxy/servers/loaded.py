@@ -5,7 +5,7 @@ import os
 import threading
 from typing import Any
 
-TOOLS = ("echo", "large", "tool_error", "wait", "pid", "exit", "flood", "shout", "garbage", "progress", "endless_list")
+TOOLS = ("echo", "large", "tool_error", "wait", "pid", "exit", "flood", "shout", "garbage", "progress")
 NOTE = json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "z" * 200}})
 writing = threading.Lock()
 
@@ -39,7 +39,8 @@ def repeat(data: bytes, fd: int) -> None:
     threading.Thread(target=run, daemon=True).start()
 
 
-def call(message_id: object, name: str, arguments: dict[str, Any]) -> None:
+def call(message_id: object, name: str, params: dict[str, Any]) -> None:
+    arguments = params.get("arguments", {})
     if name == "echo":
         answer(message_id, str(arguments.get("text", "")))
     elif name == "large":
@@ -58,6 +59,9 @@ def call(message_id: object, name: str, arguments: dict[str, Any]) -> None:
         answer(message_id, "shouting")
     elif name == "garbage":
         repeat(b"y" * 65536, 1)
+    elif name == "progress":
+        progress = {"progressToken": params["_meta"]["progressToken"], "progress": 1}
+        send({"jsonrpc": "2.0", "method": "notifications/progress", "params": progress})
 
 
 def main() -> None:
@@ -77,7 +81,7 @@ def main() -> None:
                 tools = [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]
                 send({"jsonrpc": "2.0", "id": message["id"], "result": {"tools": tools}})
             elif method == "tools/call":
-                call(message["id"], message["params"]["name"], message["params"].get("arguments", {}))
+                call(message["id"], message["params"]["name"], message["params"])
             else:
                 send({"jsonrpc": "2.0", "id": message["id"], "result": {}})
 
