@@ -302,6 +302,10 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "clock.manual": Requirement("D11", "A manual clock moves when it is moved, forward only."),
         "clock.system": Requirement("D11", "The system clock tells aware UTC time."),
         "corpus.arguments": Requirement("facts/mcp §2.23", "What stands in arguments is data."),
+        "corpus.capabilities": Requirement("facts/mcp §2.21", "A server is told of no client capability that was not granted."),
+        "corpus.collisions": Requirement("facts/mcp §2.25", "Tools of one name on two servers are told apart, or not granted."),
+        "corpus.complete": Requirement("issue 3", "Each of the 30 known ways round has a file or a test."),
+        "corpus.event-ids": Requirement("facts/mcp §2.16", "A stream is gone on with from events that its own session was handed."),
         "corpus.framing": Requirement("facts/mcp §2.1", "A message is one line for every reader, or none."),
         "corpus.log-lines": Requirement("facts/mcp §2.30", "Nothing that an agent sends ends a line of the audit."),
         "corpus.meta": Requirement(
@@ -335,6 +339,9 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "face.light-import": Requirement("issue 2", "Importing the package, and its help, load nothing heavy."),
         "face.names": Requirement("design §5", "The public names are sorted, complete and resolvable."),
         "face.ships": Requirement("issue 2", "The package ships its types and the demo's spec."),
+        "fuzz.http": Requirement("issue 3", "Mutated messages over HTTP do nothing that was not granted."),
+        "fuzz.parse": Requirement("issue 3", "What the strict reading accepts means the same to every reader."),
+        "fuzz.stdio": Requirement("issue 3", "Mutated messages over stdio, split anywhere, do nothing that was not granted."),
         "gate.approvals": Requirement("H7", "The report carries the approvals that were needed and are valid."),
         "gate.bound": Requirement("D6", "The report names the spec and the policy that it judged."),
         "gate.checklist": Requirement(

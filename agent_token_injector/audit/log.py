@@ -183,10 +183,10 @@ class AuditLog:
             return False
         return True
 
-    def append(self, handoff: HandoffId, drafts: Sequence[Draft], *, keep: float = 0.0) -> int:
+    def append(self, handoff: HandoffId, drafts: Sequence[Draft | bytes], *, keep: float = 0.0) -> int:
         """Write many events under one lock, in one write and at one time, behind all that were spooled.
 
-        The drafts are masked and cut as `record` does it. Does not wait for the disk (unless durability is `sync`); an
+        The drafts are masked and cut as `record` does it; the rows of a `Template` are clean as they are. Does not wait for the disk (unless durability is `sync`); an
         urgent draft hurries it. Returns a ticket for `on_disk`, 0 for no drafts.
 
         With `keep` the chain stays ours for so many seconds, so that appends that follow soon cost one write each; other
@@ -203,7 +203,9 @@ class AuditLog:
             self._prepare(chain)
             lines, head = extend(chain.head, chain.frame, rows, at=stamp(self._clock.now()), actor=self._actor)
             chain.append(lines, head)
-            ticket = self._sync.mark(chain.fd, urgent=any(draft.urgent for draft in drafts))
+            ticket = self._sync.mark(
+                chain.fd, urgent=any(isinstance(draft, Draft) and draft.urgent for draft in drafts)
+            )
         if self._durability == "sync" and not self._sync.wait(ticket, SYNC_DEADLINE):
             raise self._not_synced()
         return ticket

@@ -12,6 +12,7 @@ from agent_token_injector.mcp_proxy.methods import SERVER_CAPABILITIES
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
+    from agent_token_injector.mcp_proxy.attention import Source
     from agent_token_injector.mcp_proxy.eras import Era
     from agent_token_injector.mcp_proxy.exchange import Exchange
     from agent_token_injector.mcp_proxy.grants import ServerAllow
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_ASKED: Final = 64
 """Questions of servers that one client may owe an answer to."""
+MAX_EVENT_IDS: Final = 1024
+"""How many of the latest event ids a client may go on from."""
 
 
 class Call:
@@ -132,8 +135,10 @@ class Client:
         declared: the capabilities that it declared at `initialize`.
         version: the protocol version that was agreed at `initialize`.
         listening: where unsolicited messages go.
+        event_ids: those that it was handed, the latest of them, oldest first.
         subscriptions: resources it subscribed to, with the server.
         stdio: whether it has one connection for everything.
+        source: what its next message can be looked for in, where it has one connection.
     """
 
     __slots__ = (
@@ -142,8 +147,10 @@ class Client:
         "asked",
         "calls",
         "declared",
+        "event_ids",
         "key",
         "listening",
+        "source",
         "stdio",
         "subscriptions",
         "unique_ids",
@@ -157,17 +164,25 @@ class Client:
         self.allow = allow
         self.unique_ids = unique_ids
         self.stdio = stdio
+        self.source: Source | None = None
         self.calls: dict[str, Call] = {}
         self.asked: dict[int, Asked] = {}
         self.declared: Mapping[str, Any] = {}
         self.version = ""
         self.listening: list[Listening] = []
+        self.event_ids: dict[str, None] = {}
         self.subscriptions: dict[str, str] = {}
         self._asked_ids = 0
 
     def capabilities_for(self, server: str) -> dict[str, Any]:
         """What this client's own conversation with `server` may declare: what it can do and the spec grants."""
         return granted_capabilities(self.declared, self.allow.get(server))
+
+    def saw(self, event_id: str) -> None:
+        """Note an event id that it is handed."""
+        self.event_ids[event_id] = None
+        if len(self.event_ids) > MAX_EVENT_IDS:
+            del self.event_ids[next(iter(self.event_ids))]
 
     def hand(self, asked: Asked) -> int | None:
         """Note a server's question; returns the id that the client sees, None when it owes too many answers."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from agent_token_injector.audit.event import Decision, Draft
+from agent_token_injector.audit.event import Decision, DetailValue, Draft
 from agent_token_injector.mcp_proxy import eras, wire
+from agent_token_injector.mcp_proxy.attention import ROUND_SECONDS, look
+from agent_token_injector.mcp_proxy.call_rows import CallRows
 from agent_token_injector.mcp_proxy.eras import Era, Refused
 from agent_token_injector.mcp_proxy.ledger import SURFACE, Ledger, over, unaudited
 from agent_token_injector.mcp_proxy.tool_policy import Reason
@@ -17,12 +19,13 @@ from agent_token_injector.mcp_proxy.tool_policy import Reason
 if TYPE_CHECKING:
     from agent_token_injector.audit.log import AuditLog
     from agent_token_injector.masking import Redactor
+    from agent_token_injector.mcp_proxy.attention import Source
     from agent_token_injector.mcp_proxy.budgets import Budgets
     from agent_token_injector.mcp_proxy.calls import Call, Client
     from agent_token_injector.mcp_proxy.exchange import Exchange
     from agent_token_injector.mcp_proxy.grants import ServerAllow
     from agent_token_injector.mcp_proxy.links import Link, RequestHead
-    from agent_token_injector.mcp_proxy.tool_policy import ToolPolicy
+    from agent_token_injector.mcp_proxy.tool_policy import Allowed, ToolPolicy
     from agent_token_injector.mcp_proxy.tracing import Tracing
     from agent_token_injector.mcp_proxy.upstream import Upstream
 
@@ -80,6 +83,8 @@ class Desk:
         self.calls: set[Call] = set()
         self.tasks: dict[tuple[str, str], Call] = {}
         self._audit = audit
+        self._rows: dict[str, CallRows] = {}
+        self.answered: Source | None = None
         self._shown: tuple[ToolPolicy, Redactor, list[dict[str, Any]]] | None = None
         self._dirty: dict[Flushable, None] = {}
         self._flushing = False
@@ -135,9 +140,43 @@ class Desk:
             # An answer that needs no event must not wait for one.
             self.ledger.schedule()
 
+    def turn(self, work: Callable[[], object]) -> None:
+        """Do some work, and let what it stages happen at its end instead of the loop's next turn."""
+        if self._flushing:
+            work()
+            return
+        # While this is set nothing is scheduled.
+        self._flushing = self.ledger.held_back = True
+        try:
+            work()
+        finally:
+            self.flush()
+        if len(self.calls) <= 1:
+            self._attend()
+
+    def _attend(self) -> None:
+        until = self.monotonic() + ROUND_SECONDS
+        while (source := self._awaited()) is not None and (data := look(source)) is not None:
+            self._flushing = self.ledger.held_back = True
+            try:
+                source.heard(data)
+            finally:
+                self.flush()
+            if self.monotonic() >= until:
+                return
+
+    def _awaited(self) -> Source | None:
+        """Who is about to say something: the server of the one call in flight, or else the client that was answered last."""
+        if not self.calls:
+            return self.answered
+        if len(self.calls) > 1:
+            return None
+        (call,) = self.calls
+        return call.link.source if call.sent and call.link is not None else None
+
     def flush(self) -> None:
         """Put on record what is staged, let it happen, and write what that queued."""
-        self._flushing = True
+        self._flushing = self.ledger.held_back = True
         try:
             self.ledger.flush()
             while self._dirty:
@@ -146,7 +185,7 @@ class Desk:
                     one.flush()
                 self.ledger.flush()
         finally:
-            self._flushing = False
+            self._flushing = self.ledger.held_back = False
 
     # A call's way
 
@@ -156,7 +195,14 @@ class Desk:
         if call.client.unique_ids:
             call.client.calls[str(call.id)] = call
 
-    def forward(self, call: Call, link: Link, message: bytes, head: RequestHead, draft: Draft) -> None:
+    def rows(self, allowed: Allowed) -> CallRows:
+        """What the audit holds of calls to a granted tool."""
+        rows = self._rows.get(allowed.name)
+        if rows is None or rows.redactor is not self.redactor or rows.allowed is not allowed:
+            rows = self._rows[allowed.name] = CallRows(allowed, self.redactor)
+        return rows
+
+    def forward(self, call: Call, link: Link, message: bytes, head: RequestHead, draft: Draft | bytes) -> None:
         """Send a call to its server, once it is on record. Its minted id is in `message` already."""
         call.link = link
         link.pending[call.minted] = call
@@ -214,22 +260,12 @@ class Desk:
         if call.ended:
             return
         self.settle(call)
-        spent = self.monotonic() - call.began
-        ms = round(spent * 1000, 1)
-        draft = Draft(
-            "tool.result" if call.allowed is not None else "mcp.result",
-            Decision.FAILED if reason else Decision.DONE,
-            SURFACE,
-            call.target,
-            reason,
-            {
-                "tool" if call.allowed is not None else "method": call.name,
-                "ms": int(ms) if ms == int(ms) else ms,
-                "result_bytes": len(body),
-                "masked": masked,
-                "is_error": is_error,
-            },
-        )
+        ms = (self.monotonic() - call.began) * 1000
+        draft: Draft | bytes
+        if call.allowed is not None and not reason:
+            draft = self.rows(call.allowed).result(len(body), ms, masked=masked, is_error=is_error)
+        else:
+            draft = _outcome(call, len(body), round(ms, 1), reason=reason, masked=masked, is_error=is_error)
         traced = None
         if self.tracing is not None:
             traced = self.tracing.ended(call, reason=reason, masked=masked, is_error=is_error, problem=problem)
@@ -243,6 +279,7 @@ class Desk:
             traced(recorded)
         if recorded:
             call.exchange.reply(body, status=status)
+            self.answered = call.client.source
         else:
             self.unaudited(call.id, call.exchange)
 
@@ -284,6 +321,8 @@ class Desk:
 
     def drop(self, client: Client) -> None:
         """A client is gone: end its calls and streams, and its conversations with servers."""
+        if self.answered is client.source:
+            self.answered = None
         for call in tuple(client.calls.values()):
             self.stop(call, CANCELLED)
         for listening in client.listening:
@@ -362,6 +401,19 @@ class Desk:
         """The audit event of a refusal."""
         detail = {"code": refused.code, "era": era or ""}
         return Draft("tool.denied", Decision.REFUSED, SURFACE, target, refused.reason, detail)
+
+
+def _outcome(call: Call, size: int, ms: float, *, reason: str, masked: int, is_error: bool) -> Draft:
+    kind, name = ("tool", "tool") if call.allowed is not None else ("mcp", "method")
+    decision = Decision.FAILED if reason else Decision.DONE
+    detail: dict[str, DetailValue] = {
+        name: call.name,
+        "ms": ms,
+        "result_bytes": size,
+        "masked": masked,
+        "is_error": is_error,
+    }
+    return Draft(f"{kind}.result", decision, SURFACE, call.target, reason, detail)
 
 
 BUSY_REFUSED: Final = Refused(wire.INTERNAL_ERROR, "Too many calls in flight", reason=Reason.BUSY)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import shutil
@@ -138,7 +139,7 @@ class Engine:
 
     def _flush(self) -> None:
         self._scheduled = False
-        self._desk.flush()
+        self._desk.turn(_nothing)
 
     # Life
 
@@ -202,6 +203,9 @@ class Engine:
             stdio = StdioFront(self._relay, token, self._backlog, time.monotonic)
             self._fronts.append(stdio)
             stdio.start(listen["socket"])
+        # What has been made so far stays: it is not looked through again and again.
+        gc.collect()
+        gc.freeze()
         self._channel.say({"ready": {"port": port, "tools": list(self._desk.policy.tools)}})
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
@@ -342,6 +346,10 @@ class Engine:
             self._streams.tools_changed()
             self._schedule()
             await asyncio.sleep(LOOK_PAUSE)
+
+
+def _nothing() -> None:
+    """What is staged is all there is to do."""
 
 
 async def serve(connection: socket.socket) -> None:

@@ -65,11 +65,15 @@ class Inbound:
             params = message.get("params", {})
             self._notification(link, method, params if isinstance(params, dict) else {}, route, event)
 
+    def turn(self, read: Callable[[], object]) -> None:
+        """Take what a server has sent, and let what follows from it happen at once."""
+        self._desk.turn(read)
+
     def primed(self, link: Link, route: object, event: SseEvent) -> None:
         """An event with an id and no message: the client can go on from there."""
         waiting = self._waiting(link, route)
         if waiting is not None and not isinstance(waiting, Part):
-            waiting.exchange.event(b"", event_id=event_id(link, event), retry=event.retry)
+            waiting.exchange.event(b"", event_id=event_id(waiting.client, link, event), retry=event.retry)
 
     def paused(self, link: Link, route: object) -> None:
         """The server closed a stream before its answer: so do we, and the client goes on with another one."""
@@ -128,7 +132,7 @@ class Inbound:
         elif type(waiting) is Call:
             if isinstance(route, Listening):
                 # It was asked on a stream that is over: the answer goes where its client listens now.
-                waiting.exchange = _Resumed(route, event_id(link, event))
+                waiting.exchange = _Resumed(route, event_id(route.client, link, event))
             self._finish(link, waiting, message)
 
     def _finish(self, link: Link, call: Call, message: dict[str, Any]) -> None:
@@ -146,12 +150,21 @@ class Inbound:
             return
         value, kind, ttl = shaped
         masked = 0
-        if not call.granted:
+        body = self._spelled(call, value, kind, ttl)
+        if not call.granted and self._may_hold_a_secret(body):
             value, masked = desk.redactor.json_counted(value)
-        if call.era is Era.STATELESS:
-            value = results.in_era(call.era, call.method, value, desk.info, ttl_ms=ttl, kind=kind)
-        body = wire.result(call.id, value)
+            if masked:
+                body = self._spelled(call, value, kind, ttl)
         desk.finish(call, body, masked=masked, is_error=value.get("isError") is True)
+
+    def _spelled(self, call: Call, value: dict[str, Any], kind: str, ttl: int) -> bytes:
+        if call.era is Era.STATELESS:
+            value = results.in_era(call.era, call.method, value, self._desk.info, ttl_ms=ttl, kind=kind)
+        return wire.result(call.id, value)
+
+    def _may_hold_a_secret(self, body: bytes) -> bool:
+        # Where JSON escapes nothing, every text stands in it as it is.
+        return b"\\" in body or self._desk.redactor.bytes_counted(body)[1] > 0
 
     def _shaped(self, link: Link, call: Call, result: Any) -> tuple[dict[str, Any], str, int] | None:
         """A result's own members, its type, and how long it may be kept; None when the call was failed instead."""
@@ -245,7 +258,8 @@ class Inbound:
         shown = self._desk.redactor.json(params)
         if isinstance(waiting, Call):
             retry = None if event is None else event.retry
-            waiting.exchange.event(wire.notification(method, shown), event_id=event_id(link, event), retry=retry)
+            last = event_id(waiting.client, link, event)
+            waiting.exchange.event(wire.notification(method, shown), event_id=last, retry=retry)
         elif isinstance(waiting, Listening):
             self._streams.send(waiting, link, wire.notification(method, shown), event)
         else:
@@ -269,7 +283,7 @@ class Inbound:
         kept = {key: params[key] for key in ("progress", "total", "message") if key in params}
         shown = self._desk.redactor.json(kept)
         body = wire.notification("notifications/progress", {"progressToken": call.progress, **shown})
-        call.exchange.event(body, event_id=event_id(link, event))
+        call.exchange.event(body, event_id=event_id(call.client, link, event))
 
 
 class _Resumed:

@@ -7,7 +7,7 @@ calls in flight share one append.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -107,12 +107,13 @@ class Ledger:
         self._monotonic = monotonic
         self.schedule = schedule
         self._later = later
+        self.held_back = False
         self._keeping = False
         self._share_until = 0.0
         self._ended: str | None = None
         self._said: str | None = None
         self._beat = float("-inf")
-        self._staged: list[tuple[Draft | None, Callable[..., None] | None, tuple[Any, ...]]] = []
+        self._staged: list[tuple[Draft | bytes, Callable[..., None] | None, tuple[Any, ...]]] = []
         self._strangers: dict[str, _Strangers] = {}
         self._lives = (expires_at - clock.now()).total_seconds() + monotonic()
 
@@ -151,10 +152,11 @@ class Ledger:
 
     # The record
 
-    def stage(self, draft: Draft, act: Callable[..., None], *args: Any) -> None:
+    def stage(self, draft: Draft | bytes, act: Callable[..., None], *args: Any) -> None:
         """Write `draft`, then call `act(recorded, *args)`: with False when it could not be written."""
         self._staged.append((draft, act, args))
-        self.schedule()
+        if not self.held_back:
+            self.schedule()
 
     def note(self, draft: Draft) -> None:
         """Write `draft` with the next append; nothing hangs on it."""
@@ -165,12 +167,12 @@ class Ledger:
         """Write all that is staged, in one append, and let it happen; and what that stages, until nothing is staged."""
         while self._staged:
             staged, self._staged = self._staged, []
-            recorded = self._append([draft for draft, _, _ in staged if draft is not None])
+            recorded = self._append([draft for draft, _, _ in staged])
             for _, act, args in staged:
                 if act is not None:
                     act(recorded, *args)
 
-    def _append(self, drafts: list[Draft]) -> bool:
+    def _append(self, drafts: Sequence[Draft | bytes]) -> bool:
         if self._audit.stalled(STALL_SECONDS):
             return False
         keep = 0.0

@@ -6,13 +6,14 @@ A server can answer what it was asked and nothing else. Its ids are ours; what a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from agent_token_injector.mcp_proxy import wire
 from agent_token_injector.mcp_proxy.eras import Era
 
 if TYPE_CHECKING:
+    from agent_token_injector.mcp_proxy.attention import Source
     from agent_token_injector.mcp_proxy.sse import SseEvent
 
 MAX_PENDING: Final = 4096
@@ -55,6 +56,10 @@ class LinkEvents(Protocol):
         """
         ...
 
+    def turn(self, read: Callable[[], object]) -> None:
+        """Call `read`, which takes what a server has sent, and let all that follows from it happen at once."""
+        ...
+
     def primed(self, link: Link, route: object, event: SseEvent) -> None:
         """An SSE event that has an id or a retry and no message."""
         ...
@@ -86,6 +91,7 @@ class Link:
         pending: who waits for an answer, by minted id: the relay's calls, or a future of `ask`.
         ready: whether `send` goes out at once. Before that it is queued, bounded.
         lost: why the conversation is over; None while it is not.
+        source: what its next bytes can be looked for in; None where they come by themselves alone.
         http: whether each request has a stream of its own, whose end cancels it in the stateless era.
     """
 
@@ -101,6 +107,7 @@ class Link:
         self.ready = False
         self.lost: str | None = None
         self.http = False
+        self.source: Source | None = None
         self._minted = 0
 
     def mint(self) -> int:

@@ -156,7 +156,9 @@ def _enum(value: Any, schema: Mapping[str, Any], depth: int) -> Check:
     return lambda found: type(found) is str and found in texts
 
 
-def _size(kind: type, size: Callable[[Any], int] = len, *, least: bool) -> Callable[[Any, Mapping[str, Any], int], Check]:
+def _size(
+    kind: type, size: Callable[[Any], int] = len, *, least: bool
+) -> Callable[[Any, Mapping[str, Any], int], Check]:
     def make(value: Any, schema: Mapping[str, Any], depth: int) -> Check:
         del schema, depth
         if type(value) is not int or value < 0:

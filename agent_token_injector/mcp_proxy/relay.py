@@ -140,6 +140,10 @@ class Relay:
         """Call `go_on` once, when it is no longer `full`."""
         self._desk.when_there_is_room(go_on)
 
+    def turn(self, read: Callable[[], object]) -> None:
+        """Call `read`, which takes what a client has sent, and let all that follows from it happen at once."""
+        self._desk.turn(read)
+
     def mark(self, one: Flushable) -> None:
         """Flush it at the end of this turn."""
         self._desk.mark(one)
@@ -203,11 +207,13 @@ class Relay:
         try:
             era = eras.era_of(request, headers)
             if request.method == "initialize" and era is Era.HANDSHAKE:
+                if client is not None:
+                    _check_id(request, client)
                 self._check_standing()
                 self._others.initialize(request, exchange, client)
                 return
             asked = Ask(request, era, self._client(era, headers, client), exchange)
-            _check_id(asked)
+            _check_id(request, asked.client)
             if request.method == "tools/call":
                 self._tool_call(asked, headers)
             else:
@@ -237,21 +243,23 @@ class Relay:
         call = Call(asked, allowed.name, desk.monotonic())
         call.allowed = allowed
         call.target = allowed.target
-        detail: dict[str, Any] = {
-            "tool": allowed.name,
-            "arguments_sha256": hashlib.sha256(sent).hexdigest(),
-            "request_bytes": len(sent),
-        }
+        draft = self._record_of(allowed, arguments, sent)
+        members = b'"name":%b,"arguments":%b' % (allowed.tool_json, sent)
+        for member, value in more.items():
+            members += b',"%b":%b' % (member.encode("ascii"), wire.encode(value))
+        self._others.forward(call, allowed.server, members, head, draft)
+
+    def _record_of(self, allowed: Allowed, arguments: dict[str, Any], sent: bytes) -> Draft | bytes:
+        digest, desk = hashlib.sha256(sent).hexdigest(), self._desk
+        if not allowed.log_arguments:
+            return desk.rows(allowed).call(digest, len(sent))
+        detail: dict[str, Any] = {"tool": allowed.name, "arguments_sha256": digest, "request_bytes": len(sent)}
         for logged in allowed.log_arguments:
             if logged in arguments:
                 # Masked before it is cut: no redactor knows half a secret.
                 shown = desk.redactor.bytes(wire.encode(arguments[logged]))
                 detail[f"argument.{logged}"] = shown[:MAX_LOGGED].decode("ascii")
-        members = b'"name":%b,"arguments":%b' % (allowed.tool_json, sent)
-        for member, value in more.items():
-            members += b',"%b":%b' % (member.encode("ascii"), wire.encode(value))
-        draft = Draft("tool.call", Decision.ALLOWED, SURFACE, call.target, "", detail)
-        self._others.forward(call, allowed.server, members, head, draft)
+        return Draft("tool.call", Decision.ALLOWED, SURFACE, allowed.target, "", detail)
 
     def _judged(self, asked: Ask) -> tuple[Allowed, dict[str, Any], dict[str, Any]]:
         """The tool that a call may have, its arguments, and what else of its members may go on. Raises Refused."""
@@ -350,8 +358,8 @@ def _head(allowed: Allowed, arguments: dict[str, Any], headers: McpHeaders | Non
     return RequestHead("tools/call", allowed.tool, allowed.param_headers.values(arguments))
 
 
-def _check_id(asked: Ask) -> None:
-    if asked.client.unique_ids and str(asked.request.id) in asked.client.calls:
+def _check_id(request: wire.Request, client: Client) -> None:
+    if client.unique_ids and str(request.id) in client.calls:
         raise Refused(
             wire.INVALID_REQUEST, "Invalid Request: this id is in flight", reason=Reason.DUPLICATE_ID, status=400
         )

@@ -121,7 +121,7 @@ class OtherRequests:
 
     # Forwarded to one server
 
-    def forward(self, call: Call, server: str, members: bytes, head: RequestHead, draft: Draft) -> None:
+    def forward(self, call: Call, server: str, members: bytes, head: RequestHead, draft: Draft | bytes) -> None:
         """Send a call to a server; `members` are its params, encoded, without braces and without `_meta`."""
         desk, meta = self._desk, call.meta
         link = desk.upstreams[server].link(None if call.client.key == "" else call.client, call.era)

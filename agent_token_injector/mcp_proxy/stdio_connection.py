@@ -12,6 +12,7 @@ import select
 from typing import TYPE_CHECKING, Final, Protocol
 
 from agent_token_injector.mcp_proxy import wire
+from agent_token_injector.mcp_proxy.attention import Patience
 from agent_token_injector.mcp_proxy.eras import Refused
 from agent_token_injector.mcp_proxy.tool_policy import Reason
 
@@ -50,6 +51,8 @@ class Desk(Protocol):
 
     def mark(self, one: StdioConnection) -> None: ...
 
+    def turn(self, read: Callable[[], object]) -> None: ...
+
 
 class StdioConnection:
     """One client on stdin and stdout; also the exchange of each of its requests."""
@@ -80,6 +83,7 @@ class StdioConnection:
         self._ended = False
         self._eof = False
         self._unwatch = backlog.watch(self._on_backlog)
+        self.patience = Patience()
 
     @property
     def gone(self) -> Callable[[], None] | None:
@@ -95,6 +99,7 @@ class StdioConnection:
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
         self._client = self._relay.connected(self)
+        self._client.source = self
         if self.watch_end:
             self._loop.add_reader(self._control, self._on_control)
         self._resume()
@@ -129,12 +134,21 @@ class StdioConnection:
     def _resume(self) -> None:
         if not (self._reading or self._ended or self._eof or self._lines or self._unsent or self._backlog.full):
             self._reading = True
-            self._loop.add_reader(self._in, self._on_readable)
+            self._loop.add_reader(self._in, self._relay.turn, self._on_readable)
 
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._in)
+
+    def looked_for(self) -> bytes | None:
+        """What the client has sent by now; its end is left to be read in its turn."""
+        if not self._reading:
+            return None
+        try:
+            return os.read(self._in, READ) or None
+        except OSError:
+            return None
 
     def _on_readable(self) -> None:
         try:
@@ -143,6 +157,10 @@ class StdioConnection:
             return
         except OSError:
             data = b""
+        self.heard(data)
+
+    def heard(self, data: bytes) -> None:
+        """Take what was read."""
         if not data:
             self._pause()
             self._eof = True

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from agent_token_injector.mcp_proxy import wire
+from agent_token_injector.mcp_proxy.attention import Patience
 from agent_token_injector.mcp_proxy.child import Child
 from agent_token_injector.mcp_proxy.eras import STATELESS_VERSIONS, Era
 from agent_token_injector.mcp_proxy.links import Link, RequestHead, UpstreamError, UpstreamFailed
@@ -77,6 +78,8 @@ class StdioLink(Link):
         self._paused = False
         self._full = False
         self._unwatch = backlog.watch(self._on_backlog)
+        self.patience = Patience()
+        self.source = self
         self._read_or_not()
 
     # Out
@@ -183,7 +186,7 @@ class StdioLink(Link):
         if wanted is not self._reading:
             self._reading = wanted
             if wanted:
-                self._loop.add_reader(self._stdout, self._read)
+                self._loop.add_reader(self._stdout, self.events.turn, self._read)
             else:
                 self._loop.remove_reader(self._stdout)
 
@@ -199,6 +202,19 @@ class StdioLink(Link):
             self.lose("it ended")
             return False
         return self._take_lines(chunk.split(b"\n"))
+
+    def looked_for(self) -> bytes | None:
+        """What the pipe holds now; its end is left to be read in its turn."""
+        if not self._reading:
+            return None
+        try:
+            return os.read(self._stdout, READ_BYTES) or None
+        except OSError:
+            return None
+
+    def heard(self, data: bytes) -> None:
+        """Take what was looked for."""
+        self._take_lines(data.split(b"\n"))
 
     def _take_lines(self, lines: list[bytes]) -> bool:
         """Take whole lines, and keep what follows the last of them. False when the conversation is over."""

@@ -84,7 +84,8 @@ class Streams:
         if last_event_id is not None:
             server, colon, own = last_event_id.partition(":")
             upstream = self._desk.upstreams.get(server)
-            if upstream is None or not colon:
+            # A server may keep the events of all its sessions in one place: a client goes on from its own alone.
+            if upstream is None or not colon or last_event_id not in client.event_ids:
                 self._close(listening)
                 exchange.end()
                 return
@@ -202,7 +203,9 @@ class Streams:
 
     def send(self, listening: Listening, link: Link, body: bytes, event: SseEvent | None) -> None:
         """A message on the stream that it came for, under an event id that says whose it is."""
-        listening.exchange.event(body, event_id=event_id(link, event), retry=None if event is None else event.retry)
+        listening.exchange.event(
+            body, event_id=event_id(listening.client, link, event), retry=None if event is None else event.retry
+        )
 
     def tools_changed(self) -> None:
         """Tell every client that asked for it that its list of tools is another one."""
@@ -315,6 +318,10 @@ class Streams:
                 part.link.forget(part.minted)
 
 
-def event_id(link: Link, event: SseEvent | None) -> str | None:
-    """A server's event id as a client sees it: with the server's name, so that it finds its way back."""
-    return None if event is None or event.id is None else f"{link.server}:{event.id}"
+def event_id(client: Client, link: Link, event: SseEvent | None) -> str | None:
+    """A server's event id as a client sees it: with the server's name, so that it finds its way back, and noted."""
+    if event is None or event.id is None:
+        return None
+    shown = f"{link.server}:{event.id}"
+    client.saw(shown)
+    return shown

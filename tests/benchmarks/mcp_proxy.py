@@ -37,7 +37,7 @@ TOKEN = SecretStr("bench-token-of-one-handoff-0123456789")
 SECRETS = [SecretStr(f"secret-number-{number:02d}-of-the-bench-handoff") for number in range(10)]
 GRANT = {"name": "echo", "arguments": {"type": "object", "properties": {"text": {"type": "string", "maxLength": 1000000}}}}
 ALLOWED_RUNS = 3
-PEERS = {"fastmcp": "fastmcp==4.1.6", "mcp-proxy": "mcp-proxy==0.13.0", "mcp-pin": "mcp-pin==0.1.8"}
+PEERS = {"fastmcp": "fastmcp==4.1.2", "mcp-proxy": "mcp-proxy==0.13.0", "mcp-pin": "mcp-pin==0.1.8"}
 WIDTH = 30
 
 
@@ -124,7 +124,7 @@ def measure_stdio(folder: Path, peers: Path | None, era: str, rounds: int) -> Ta
     table = Table(f"stdio, {era}")
     others = {"bare relay (not safe)": [sys.executable, str(folder / "relay_line.py"), "echo", *upstream]}
     if peers is not None:
-        others["fastmcp 4.1.6"] = [python_of(peers, "fastmcp"), str(folder / "fast_proxy.py"), "stdio", *upstream]
+        others["fastmcp 4.1.2"] = [python_of(peers, "fastmcp"), str(folder / "fast_proxy.py"), "stdio", *upstream]
         others["mcp-pin 0.1.8"] = pin_command(peers, upstream)
     with our_proxy([StdioServer("bench", tuple(upstream))]) as proxy:
         os.environ |= {"HANDOFF_MCP_SOCKET": str(proxy.socket_path), "HANDOFF_MCP_TOKEN": TOKEN.get_secret_value()}
@@ -165,7 +165,7 @@ def measure_http(folder: Path, peers: Path | None, era: str, rounds: int) -> Tab
                 table.add("mcp-proxy 0.13.0 (HTTP to stdio)", result)
                 command = [python_of(peers, "fastmcp"), str(folder / "fast_proxy.py"), "http:9103", *upstream, "stdio"]
                 result = bench(folder, *few, "--http", "http://127.0.0.1:9103/mcp", "--spawn", shlex.join(command))
-                table.add("fastmcp 4.1.6 (HTTP to stdio)", result)
+                table.add("fastmcp 4.1.2 (HTTP to stdio)", result)
     return table
 
 

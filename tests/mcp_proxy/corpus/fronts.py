@@ -57,7 +57,9 @@ class StdioClient:
             if "method" not in found[-1] and found[-1]["id"] == message_id:
                 return found
 
-    def ask(self, method: str, params: Mapping[str, Any] | None = None, *, message_id: Any = 1, era: str = "handshake") -> Any:
+    def ask(
+        self, method: str, params: Mapping[str, Any] | None = None, *, message_id: Any = 1, era: str = "handshake"
+    ) -> Any:
         """Ask, and return the answer; nothing else may come before it."""
         self.say(request(method, params, message_id=message_id, era=era) + b"\n")
         (answer,) = self.until(message_id)
@@ -67,7 +69,9 @@ class StdioClient:
         params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
         assert "result" in self.ask("initialize", params, message_id="hello")
 
-    def call(self, tool: str, arguments: Mapping[str, Any] | None = None, *, message_id: Any = 1, era: str = "handshake") -> Any:
+    def call(
+        self, tool: str, arguments: Mapping[str, Any] | None = None, *, message_id: Any = 1, era: str = "handshake"
+    ) -> Any:
         return self.ask("tools/call", {"name": tool, "arguments": arguments or {}}, message_id=message_id, era=era)
 
     def finish(self) -> list[bytes]:
@@ -99,10 +103,14 @@ def stdio_client(socket_path: Path | None, token: str = TOKEN.get_secret_value()
         made.close()
 
 
-def request(method: str, params: Mapping[str, Any] | None = None, *, message_id: Any = 1, era: str = "handshake") -> bytes:
+def request(
+    method: str, params: Mapping[str, Any] | None = None, *, message_id: Any = 1, era: str = "handshake"
+) -> bytes:
     """One request of an era, as a line without its end."""
     meta = {"_meta": META} if era == "stateless" else {}
-    return json.dumps({"jsonrpc": "2.0", "id": message_id, "method": method, "params": {**meta, **(params or {})}}).encode()
+    return json.dumps(
+        {"jsonrpc": "2.0", "id": message_id, "method": method, "params": {**meta, **(params or {})}}
+    ).encode()
 
 
 def canonical(line: bytes) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Plain standard library. As a process it speaks stdio; HOSTILE_LOG names the file that gets every line it is sent. As
 `HttpHostile` it serves HTTP in a thread of this process and keeps every request with its headers.
 
-Its tools: `echo` answers its arguments; `play` says the lines of the case named in its arguments, and then "end";
+Its tools: `echo` answers its arguments; `play` says the lines of the case named in its arguments, if any, and then "end",
+over HTTP behind an event with the id that its arguments name;
 `wait` is never answered; `turn` changes the definition of `echo` and says that the list has changed.
 """
 
@@ -58,7 +59,7 @@ class Hostile:
         if name == "turn":
             self.turned = True
             lines = [_line({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})]
-        elif name == "play":
+        elif name == "play" and "case" in arguments:
             path = HERE / f"{arguments['case']}.json"
             says = json.loads(path.read_text(encoding="ascii"))["says"]
             ids = {"$ID": str(message_id), "$WAIT": str(self.waiting)}
@@ -114,7 +115,7 @@ class HttpHostile:
 
             def do_GET(self) -> None:
                 outer.requests.append(("GET", {key.lower(): value for key, value in self.headers.items()}, None))
-                outer.stream(self, [], keep=True)
+                outer.stream(self, [], keep="last-event-id" not in self.headers)
 
             def do_DELETE(self) -> None:
                 outer.empty(self, 200)
@@ -142,7 +143,9 @@ class HttpHostile:
             self.empty(handler, 202)
             return
         if message["method"] == "tools/call":
-            self.stream(handler, self.hostile.answers(message), keep=message["params"]["name"] == "wait")
+            event_id = message["params"].get("arguments", {}).get("event_id")
+            keep = message["params"]["name"] == "wait"
+            self.stream(handler, self.hostile.answers(message), keep=keep, event_id=event_id)
             return
         self._json(handler, 200, self.hostile.answers(message)[0], session=message["method"] == "initialize")
 
@@ -160,13 +163,15 @@ class HttpHostile:
         handler.send_header("Content-Length", "0")
         handler.end_headers()
 
-    def stream(self, handler: BaseHTTPRequestHandler, lines: list[bytes], *, keep: bool) -> None:
+    def stream(
+        self, handler: BaseHTTPRequestHandler, lines: list[bytes], *, keep: bool, event_id: str | None = None
+    ) -> None:
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
-        for line in lines:
-            event = b"data: " + line + b"\n\n"
+        first = [] if event_id is None else [b"id: " + event_id.encode() + b"\ndata:\n\n"]
+        for event in [*first, *(b"data: " + line + b"\n\n" for line in lines)]:
             handler.wfile.write(b"%x\r\n%b\r\n" % (len(event), event))
         handler.wfile.flush()
         if keep:

@@ -45,6 +45,9 @@ class Recorder:
     stderr: list[str] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def turn(self, read: Callable[[], object]) -> None:
+        read()
+
     def arrived(self, link: Link, message: dict[str, Any], route: object, event: SseEvent | None) -> None:
         minted = message.get("id")
         if "method" in message or type(minted) is not int or minted not in link.pending:
