@@ -254,6 +254,9 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
             "H7", "An approval is for one surface in one mode that the spec asks for."
         ),
         "approval.type-tag": Requirement("H7", "Another kind of signature is no approval."),
+        "audit.template": Requirement(
+            "issue 3", "A row that is spelled once and filled in is the row that would have been spelled each time."
+        ),
         "audit.batch": Requirement("issue 3", "A batch is one write at one time; what fails is not relied on."),
         "audit.bounded": Requirement("D8", "An agent cannot flood a line."),
         "audit.chain": Requirement(
@@ -302,10 +305,16 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "clock.manual": Requirement("D11", "A manual clock moves when it is moved, forward only."),
         "clock.system": Requirement("D11", "The system clock tells aware UTC time."),
         "corpus.arguments": Requirement("facts/mcp §2.23", "What stands in arguments is data."),
-        "corpus.capabilities": Requirement("facts/mcp §2.21", "A server is told of no client capability that was not granted."),
-        "corpus.collisions": Requirement("facts/mcp §2.25", "Tools of one name on two servers are told apart, or not granted."),
+        "corpus.capabilities": Requirement(
+            "facts/mcp §2.21", "A server is told of no client capability that was not granted."
+        ),
+        "corpus.collisions": Requirement(
+            "facts/mcp §2.25", "Tools of one name on two servers are told apart, or not granted."
+        ),
         "corpus.complete": Requirement("issue 3", "Each of the 30 known ways round has a file or a test."),
-        "corpus.event-ids": Requirement("facts/mcp §2.16", "A stream is gone on with from events that its own session was handed."),
+        "corpus.event-ids": Requirement(
+            "facts/mcp §2.16", "A stream is gone on with from events that its own session was handed."
+        ),
         "corpus.framing": Requirement("facts/mcp §2.1", "A message is one line for every reader, or none."),
         "corpus.log-lines": Requirement("facts/mcp §2.30", "Nothing that an agent sends ends a line of the audit."),
         "corpus.meta": Requirement(
@@ -341,7 +350,9 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "face.ships": Requirement("issue 2", "The package ships its types and the demo's spec."),
         "fuzz.http": Requirement("issue 3", "Mutated messages over HTTP do nothing that was not granted."),
         "fuzz.parse": Requirement("issue 3", "What the strict reading accepts means the same to every reader."),
-        "fuzz.stdio": Requirement("issue 3", "Mutated messages over stdio, split anywhere, do nothing that was not granted."),
+        "fuzz.stdio": Requirement(
+            "issue 3", "Mutated messages over stdio, split anywhere, do nothing that was not granted."
+        ),
         "gate.approvals": Requirement("H7", "The report carries the approvals that were needed and are valid."),
         "gate.bound": Requirement("D6", "The report names the spec and the policy that it judged."),
         "gate.checklist": Requirement(
@@ -399,6 +410,9 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "mcp.allowlist-exact": Requirement("D9", "The agent sees exactly the allowlist."),
         "mcp.answers-at-once": Requirement("issue 3", "An answer waits for nothing but its own event on record."),
         "mcp.argument-schema": Requirement("issue 2", "Arguments are judged by the grant's schema and the tool's own."),
+        "mcp.attention": Requirement(
+            "issue 3", "An answer is looked for before the loop sleeps, for a moment, and rarely when it is in vain."
+        ),
         "mcp.bounded-audit": Requirement(
             "issue 3", "A chain that is held or cannot grow refuses calls in time, and lets them go on afterwards."
         ),

@@ -35,7 +35,10 @@ from agent_token_injector.spec import ToolGrant
 
 TOKEN = SecretStr("bench-token-of-one-handoff-0123456789")
 SECRETS = [SecretStr(f"secret-number-{number:02d}-of-the-bench-handoff") for number in range(10)]
-GRANT = {"name": "echo", "arguments": {"type": "object", "properties": {"text": {"type": "string", "maxLength": 1000000}}}}
+GRANT = {
+    "name": "echo",
+    "arguments": {"type": "object", "properties": {"text": {"type": "string", "maxLength": 1000000}}},
+}
 ALLOWED_RUNS = 3
 PEERS = {"fastmcp": "fastmcp==4.1.2", "mcp-proxy": "mcp-proxy==0.13.0", "mcp-pin": "mcp-pin==0.1.8"}
 WIDTH = 30
@@ -136,7 +139,9 @@ def measure_stdio(folder: Path, peers: Path | None, era: str, rounds: int) -> Ta
             table.add("handoff (stdio in, stdio out)", result)
             for name, argv in others.items():
                 options = ("--n", "400", "--nconc", "800", "--maxsec", "6") if "relay" not in name else ()
-                table.add(name, bench(folder, "--era", era, "--deny", "forbidden", "--stdio", shlex.join(argv), *options))
+                table.add(
+                    name, bench(folder, "--era", era, "--deny", "forbidden", "--stdio", shlex.join(argv), *options)
+                )
     return table
 
 
@@ -207,7 +212,9 @@ def first_list(folder: Path, rounds: int) -> None:
                 behind.append(time.perf_counter() - began)
                 process.kill()
     own, through = statistics.median(alone) * 1000, statistics.median(behind) * 1000
-    print(f"\nfirst tools/list: upstream {own:.0f} ms, through the proxy {through:.0f} ms, {through - own:.0f} ms later")
+    print(
+        f"\nfirst tools/list: upstream {own:.0f} ms, through the proxy {through:.0f} ms, {through - own:.0f} ms later"
+    )
 
 
 def ask(process: subprocess.Popen[bytes]) -> None:

@@ -135,7 +135,9 @@ def test_a_wrong_token_is_counted_as_a_strangers(rig: Rig, proxy: McpProxy) -> N
         greeted(proxy, GREETING.replace(b"7f3a", b"0000"))
 
     def counted() -> int:
-        return sum(one.detail["requests"] for one in rig.events("tool.denied") if one.reason == "unauthenticated")
+        return sum(
+            int(str(one.detail["requests"])) for one in rig.events("tool.denied") if one.reason == "unauthenticated"
+        )
 
     wait_until(lambda: counted() == 5, "every refusal is counted")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,50 @@ def test_a_reply_may_hold_an_integer_that_a_request_may_not() -> None:
     raw = b'{"jsonrpc":"2.0","id":1,"result":{"id":9007199254740993}}'
     assert wire.read_reply(raw)["result"] == {"id": 9007199254740993}
     with pytest.raises(wire.WireError, match="an integer that not every parser reads alike"):
+        wire.parse(raw)
+
+
+def compact(body: bytes) -> bytes:
+    """The same message as a client that writes no blanks would spell it, where it is one."""
+    try:
+        return json.dumps(json.loads(body), separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):
+        return body
+
+
+def outcome(read: Callable[[bytes], Any], raw: bytes) -> object:
+    try:
+        return read(raw)
+    except wire.WireError as refused:
+        return refused.code, refused.message, refused.id
+
+
+@requirement("D8.strict-parse")
+@settings(max_examples=300, deadline=None)
+@given(body=st.one_of(MUTATIONS.map(mutated), MUTATIONS.map(mutated).map(compact)))
+def test_a_compact_message_is_read_quickly_and_just_as_any_other(body: bytes) -> None:
+    # A blank in front keeps a message from being read quickly, and means nothing.
+    assert outcome(wire.parse, body) == outcome(wire.parse, b" " + body)
+
+
+@requirement("D8.strict-parse")
+@pytest.mark.parametrize(
+    "member",
+    [
+        b'"n":9007199254740992',
+        b'"n":-9007199254740993',
+        b'"n":1e999',
+        b'"n":NaN',
+        b'"n":1,"n":1',
+        b'"n":"\\ud800"',
+        b'"n":' + b"[" * 70 + b"]" * 70,
+        b'"n":123456789012345678901234567890',
+        b'"n":"\xff"',
+    ],
+)
+def test_what_is_refused_is_refused_in_a_compact_message_too(member: bytes) -> None:
+    raw = b'{"jsonrpc":"2.0","id":1,"method":"m","params":{%b}}' % member
+    with pytest.raises(wire.WireError):
         wire.parse(raw)
 
 
