@@ -666,25 +666,21 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
             "design §6", "The published JSON Schema is valid and accepts what the parser accepts."
         ),
         "spec.strict-json": Requirement("issue 2", "JSON that parsers read differently is refused."),
-        "stdio-front.bounded": Requirement(
+        "stdio.bounded": Requirement(
             "issue 3", "A client that asks much or reads nothing is made to wait, and nobody else."
         ),
-        "stdio-front.cancel": Requirement(
-            "MCP", "A call that a client cancels ends at its server, and is not answered."
-        ),
-        "stdio-front.connections": Requirement("issue 3", "Connections over stdio are bounded."),
-        "stdio-front.ends": Requirement(
+        "stdio.cancel": Requirement("MCP", "A call that a client cancels ends at its server, and is not answered."),
+        "stdio.connections": Requirement("issue 3", "Connections over stdio are bounded."),
+        "stdio.ends": Requirement(
             "issue 3", "What was asked is answered, or stopped at its server, however a conversation ends."
         ),
-        "stdio-front.greeting": Requirement(
+        "stdio.greeting": Requirement(
             "issue 3", "Over stdio nobody is served without this handoff's token, in time and in form."
         ),
-        "stdio-front.ids": Requirement(
-            "facts/mcp §2.7", "An id in flight is refused over stdio, whatever asks for it."
-        ),
-        "stdio-front.lines": Requirement("facts/mcp §2.1", "A line is a line for every reader, and bounded."),
-        "stdio-front.notifications": Requirement("MCP", "What belongs to no request reaches a client over stdio."),
-        "stdio-front.streams": Requirement("issue 3", "Streams that could block, or are not two, are refused."),
+        "stdio.ids": Requirement("facts/mcp §2.7", "An id in flight is refused over stdio, whatever asks for it."),
+        "stdio.lines": Requirement("facts/mcp §2.1", "A line is a line for every reader, and bounded."),
+        "stdio.notifications": Requirement("MCP", "What belongs to no request reaches a client over stdio."),
+        "stdio.streams": Requirement("issue 3", "Streams that could block, or are not two, are refused."),
         "surface.facts": Requirement("D3", "A surface declares how it is minted, found again, and ended."),
         "surface.github.app-ceiling": Requirement("ADR §7", "An App that has too much is refused."),
         "surface.github.backstop": Requirement("ADR §5.3", "A repository without a pull-request rule is refused."),

@@ -6,6 +6,7 @@ differs. It comes back when its definition does.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -129,9 +130,12 @@ def _times(offered: Definitions, tool: str) -> int:
 
 
 async def look_again(upstream: Upstream, catalogue: Catalogue, desk: Desk) -> None:
-    """List a server's tools anew and judge them; one that cannot list them has none."""
+    """List a server's tools anew and judge them; one that does not list them in time, or at all, has none."""
+    offered: Definitions = ()
     try:
-        offered: Definitions = await upstream.definitions()
-    except (UpstreamError, UpstreamFailed):
-        offered = ()
+        async with asyncio.timeout(LIST_SECONDS):
+            offered = await upstream.definitions()
+    except (UpstreamError, UpstreamFailed, TimeoutError):
+        pass
     catalogue.judge(upstream.name, offered, desk)
+    desk.unseen.discard(upstream.name)

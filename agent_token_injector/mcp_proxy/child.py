@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,7 @@ MAX_STDERR_LINE: Final = 4 * 1024
 """A longer line is given to nobody: half of one could hold half a secret, which no redactor knows."""
 LAST_READS: Final = 64
 """Reads of what a server said before it ended."""
-PIPE_BYTES: Final = 256 * 1024
+BUFFER_BYTES: Final = 256 * 1024
 MARKED_LOOKS: Final = 20
 MARKED_SECONDS: Final = 1.0
 _FIRST: Final = str(Path(__file__).with_name("child_main.py"))
@@ -64,14 +63,15 @@ class Child:
         self._job = json.dumps({"argv": list(argv), "env": full}).encode("ascii") + b"\n"
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
+        # Not pipes: another process of this user could open those through /proc, and speak to the server past the proxy.
+        (self.stdin, stdin), (self.stdout, stdout), (self._stderr, stderr) = (_pair() for _ in range(3))
         try:
-            with theirs:
+            with theirs, stdin, stdout, stderr:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", _FIRST, str(os.getpid()), str(theirs.fileno())],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    bufsize=0,
+                    stdin=stdin.fileno(),
+                    stdout=stdout.fileno(),
+                    stderr=stderr.fileno(),
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                     cwd=cwd or self._home,
@@ -79,15 +79,14 @@ class Child:
                 )
         except OSError:
             self._control.close()
+            for descriptor in (self.stdin, self.stdout, self._stderr):
+                os.close(descriptor)
             shutil.rmtree(self._home, ignore_errors=True)
             raise
         self._loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(self._process.pid)
         self._exited = asyncio.Event()
         self._loop.add_reader(self._pidfd, self._on_exit)
-        self.stdin, self.stdout, self._stderr = (
-            _raw(pipe) for pipe in (self._process.stdin, self._process.stdout, self._process.stderr)
-        )
         self._loop.add_reader(self._stderr, self._listen)
         self._on_stderr = on_stderr
         self._words = b""
@@ -141,7 +140,7 @@ class Child:
 
     def close_stdin(self) -> None:
         """Tell the server that nothing more comes. Safe to call twice."""
-        self.stdin = self._close(self.stdin, self._process.stdin)
+        self.stdin = self._close(self.stdin)
 
     async def stop(self) -> None:
         """Close its stdin, then SIGTERM, then SIGKILL for its whole tree; reap it and remove its home.
@@ -171,14 +170,14 @@ class Child:
             if not self._listen():
                 break
         self._loop.remove_reader(self._stderr)
-        self._stderr = self._close(self._stderr, self._process.stderr)
-        self.stdout = self._close(self.stdout, self._process.stdout)
+        self._stderr = self._close(self._stderr)
+        self.stdout = self._close(self.stdout)
         await self._loop.run_in_executor(None, lambda: shutil.rmtree(self._home, ignore_errors=True))
 
     @staticmethod
-    def _close(fd: int, pipe: IO[bytes] | None) -> int:
-        if fd >= 0 and pipe is not None:
-            pipe.close()
+    def _close(fd: int) -> int:
+        if fd >= 0:
+            os.close(fd)
         return -1
 
     async def _ends_within(self, seconds: float) -> bool:
@@ -188,14 +187,14 @@ class Child:
         return self._exited.is_set()
 
 
-def _raw(pipe: IO[bytes] | None) -> int:
-    """Our end's descriptor, non-blocking: the server's end is another open file and stays as it is (open(2))."""
-    assert pipe is not None  # noqa: S101 - Popen was told to make all three
-    os.set_blocking(pipe.fileno(), False)
-    # Fewer wake-ups for large messages; where the user's share of pipe memory is spent, the usual size does.
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    return pipe.fileno()
+def _pair() -> tuple[int, socket.socket]:
+    """Our end's descriptor, non-blocking, and theirs: another open file, which stays as it is."""
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        # Fewer wake-ups for large messages, as far as the system allows.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+    ours.setblocking(False)
+    return ours.detach(), theirs
 
 
 def _kill_marked(mark: bytes) -> None:

@@ -33,6 +33,8 @@ BEAT_SECONDS: Final = 0.5
 ACK_SECONDS: Final = 2.0
 CUT_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 5.0
+SILENCE_SECONDS: Final = 8.0
+"""An engine that has taken no beat for so long is hung, and is killed: it may hold the audit chain."""
 SEND_SECONDS: Final = 10.0
 """An engine that takes nothing for so long is hung, and is killed: it has been without a beat for most of it."""
 MAX_LINE: Final = 64 * 1024 * 1024
@@ -75,6 +77,7 @@ class Engine:
         self._words = bytearray()
         self._first: Mapping[str, Any] | None = None
         self._beats = 0
+        self._heard_at = 0.0
         self._acked = 0
         self._closing = False
         self._over = False
@@ -207,6 +210,9 @@ class Engine:
                 if (now := time.monotonic()) >= due:
                     due = now + BEAT_SECONDS
                     self._beat(SEND_SECONDS)
+                    if self._first is not None and now - self._heard_at > SILENCE_SECONDS:
+                        self._give_up("it did not answer")
+                        return
                 for key, _ in selector.select(max(0.0, due - time.monotonic())):
                     if key.fileobj is not channel:
                         if not self._hear_words(process):
@@ -282,12 +288,14 @@ class Engine:
             raise _Broke("it said what is not JSON") from None
         match document:
             case {"ack": int(number)}:
+                self._heard_at = time.monotonic()
                 with self._changed:
                     self._acked = max(self._acked, number)
                     self._changed.notify_all()
             case {"ask": {"id": int(), "kind": str()} as question}:
                 self._asked(question)
             case {"ready": {}} | {"refused": {}} | {"listed": [*_]} if self._first is None:
+                self._heard_at = time.monotonic()
                 with self._changed:
                     self._first = document
                     self._changed.notify_all()

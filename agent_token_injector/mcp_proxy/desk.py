@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 MAX_CALLS: Final = 1024
 """Calls in flight for one handoff. Over stdio nothing more is read meanwhile; over HTTP more are refused."""
-MAX_TASKS: Final = 256
+MAX_TASKS: Final = 128
+"""Tasks of one server."""
 CANCELLED: Final = "cancelled"
 
 
@@ -85,6 +86,8 @@ class Desk:
         self._audit = audit
         self._rows: dict[str, CallRows] = {}
         self.answered: Source | None = None
+        self.unseen: set[str] = set()
+        """Servers that began anew and whose tools were not looked at yet."""
         self._shown: tuple[ToolPolicy, Redactor, list[dict[str, Any]]] | None = None
         self._dirty: dict[Flushable, None] = {}
         self._flushing = False
@@ -106,9 +109,17 @@ class Desk:
         return allow is not None and bool(getattr(allow, field))
 
     def remember(self, call: Call, task: str) -> bool:
-        """Bind a task to the call that began it, for its client alone; False when there are too many."""
-        if len(self.tasks) >= MAX_TASKS:
+        """Bind a task to the call that began it, for its client alone; False when another server has one of that id.
+
+        A server that begins more than MAX_TASKS loses its oldest ones.
+        """
+        server = "" if call.link is None else call.link.server
+        known = self.tasks.get((call.client.key, task))
+        if known is not None and (known.link is None or known.link.server != server):
             return False
+        mine = [key for key, one in self.tasks.items() if one.link is not None and one.link.server == server]
+        if len(mine) >= MAX_TASKS:
+            del self.tasks[mine[0]]
         call.task = task
         self.tasks[call.client.key, task] = call
         return True
@@ -177,6 +188,7 @@ class Desk:
     def flush(self) -> None:
         """Put on record what is staged, let it happen, and write what that queued."""
         self._flushing = self.ledger.held_back = True
+        self.ledger.begin_turn()
         try:
             self.ledger.flush()
             while self._dirty:
@@ -213,15 +225,15 @@ class Desk:
         # A call that was ended while it was put on record never leaves.
         if call.ended or call.link is None:
             return
-        if (reason := self.ledger.standing) is not None:
+        if not recorded:
+            self.unrecorded(call)
+        elif (reason := self.ledger.standing_now) is not None:
             # The audit may have been waited for, past the end of the handoff.
             self.stop(call, reason)
-        elif recorded:
+        else:
             call.sent = True
             call.link.send(call.minted, message, head)
             self.mark(call.link)
-        else:
-            self.unrecorded(call)
 
     def unrecorded(self, call: Call) -> None:
         """End a call that was not carried out, because that could not be put on record."""
@@ -258,6 +270,9 @@ class Desk:
         `problem` is the code and the message of the JSON-RPC error that `body` is.
         """
         if call.ended:
+            return
+        if not reason and (over_now := self.ledger.standing_now) is not None:
+            self.stop(call, over_now)
             return
         self.settle(call)
         ms = (self.monotonic() - call.began) * 1000

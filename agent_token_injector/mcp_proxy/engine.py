@@ -32,7 +32,7 @@ from agent_token_injector.masking import Redactor
 from agent_token_injector.mcp_proxy.backlog import Backlog
 from agent_token_injector.mcp_proxy.budgets import WINDOW_SECONDS, Budgets
 from agent_token_injector.mcp_proxy.builtin_upstream import BuiltinUpstream
-from agent_token_injector.mcp_proxy.catalogue import LIST_SECONDS, Catalogue, look_again
+from agent_token_injector.mcp_proxy.catalogue import Catalogue, look_again
 from agent_token_injector.mcp_proxy.channel import Channel, ChannelClosed, NoAnswer
 from agent_token_injector.mcp_proxy.desk import Desk
 from agent_token_injector.mcp_proxy.grants import Grant, Limits, Places, ServerAllow
@@ -339,9 +339,7 @@ class Engine:
         self._look_again.add(upstream.name)
         while upstream.name in self._look_again:
             self._look_again.discard(upstream.name)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LIST_SECONDS):
-                    await look_again(upstream, self._catalogue, self._desk)
+            await look_again(upstream, self._catalogue, self._desk)
             # Clients that listen are told what the server told us, whether or not it concerns a tool of theirs.
             self._streams.tools_changed()
             self._schedule()

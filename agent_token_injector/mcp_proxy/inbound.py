@@ -73,7 +73,9 @@ class Inbound:
         """An event with an id and no message: the client can go on from there."""
         waiting = self._waiting(link, route)
         if waiting is not None and not isinstance(waiting, Part):
-            waiting.exchange.event(b"", event_id=event_id(waiting.client, link, event), retry=event.retry)
+            waiting.exchange.event(
+                b"", event_id=event_id(waiting.client, link, event, self._desk.redactor), retry=event.retry
+            )
 
     def paused(self, link: Link, route: object) -> None:
         """The server closed a stream before its answer: so do we, and the client goes on with another one."""
@@ -109,7 +111,8 @@ class Inbound:
             self._watches.over(link, listen)
 
     def restarted(self, upstream: Upstream) -> None:
-        """A server began anew: what it lists may differ."""
+        """A server began anew: what it lists may differ, so none of it is served before it was looked at."""
+        self._desk.unseen.add(upstream.name)
         self._tools_changed(upstream.name)
 
     # Answers
@@ -132,7 +135,7 @@ class Inbound:
         elif type(waiting) is Call:
             if isinstance(route, Listening):
                 # It was asked on a stream that is over: the answer goes where its client listens now.
-                waiting.exchange = _Resumed(route, event_id(route.client, link, event))
+                waiting.exchange = _Resumed(route, event_id(route.client, link, event, self._desk.redactor))
             self._finish(link, waiting, message)
 
     def _finish(self, link: Link, call: Call, message: dict[str, Any]) -> None:
@@ -141,6 +144,8 @@ class Inbound:
             error = as_error(message["error"])
             text, data = desk.redactor.text(error.message), desk.redactor.json(error.data)
             code = error.code
+            if desk.redactor.text_counted(str(code))[1]:
+                code = wire.INTERNAL_ERROR
             if code == RESOURCE_NOT_FOUND and call.era is Era.STATELESS:
                 code = wire.INVALID_PARAMS
             desk.fail(call, code, text, "upstream-error", data)
@@ -258,7 +263,7 @@ class Inbound:
         shown = self._desk.redactor.json(params)
         if isinstance(waiting, Call):
             retry = None if event is None else event.retry
-            last = event_id(waiting.client, link, event)
+            last = event_id(waiting.client, link, event, self._desk.redactor)
             waiting.exchange.event(wire.notification(method, shown), event_id=last, retry=retry)
         elif isinstance(waiting, Listening):
             self._streams.send(waiting, link, wire.notification(method, shown), event)
@@ -283,7 +288,7 @@ class Inbound:
         kept = {key: params[key] for key in ("progress", "total", "message") if key in params}
         shown = self._desk.redactor.json(kept)
         body = wire.notification("notifications/progress", {"progressToken": call.progress, **shown})
-        call.exchange.event(body, event_id=event_id(call.client, link, event))
+        call.exchange.event(body, event_id=event_id(call.client, link, event, self._desk.redactor))
 
 
 class _Resumed:
@@ -336,4 +341,7 @@ def _is_plain(result: Any) -> bool:
 
 
 def _is_id(message_id: object) -> bool:
-    return isinstance(message_id, str) or type(message_id) is int
+    """Whether it is an id that is sent back: as short as our own clients' have to be."""
+    if isinstance(message_id, str):
+        return len(message_id) <= wire.MAX_ID
+    return type(message_id) is int and abs(message_id) <= wire.MAX_EXACT_INT

@@ -110,6 +110,7 @@ class Ledger:
         self.held_back = False
         self._keeping = False
         self._share_until = 0.0
+        self._broken = False
         self._ended: str | None = None
         self._said: str | None = None
         self._beat = float("-inf")
@@ -142,6 +143,11 @@ class Ledger:
             self._ended = Reason.EXPIRED
         return self._ended or self._said
 
+    @property
+    def standing_now(self) -> str | None:
+        """The same, where what is not known lately counts as no."""
+        return self.standing or (None if self.fresh else "unchecked")
+
     def seconds(self) -> float:
         """The control side's time, in seconds since this ledger was made: for budgets."""
         return self._clock.monotonic()
@@ -173,7 +179,7 @@ class Ledger:
                     act(recorded, *args)
 
     def _append(self, drafts: Sequence[Draft | bytes]) -> bool:
-        if self._audit.stalled(STALL_SECONDS):
+        if self._broken or self._audit.stalled(STALL_SECONDS):
             return False
         keep = 0.0
         if self._keeping:
@@ -185,8 +191,14 @@ class Ledger:
         try:
             self._audit.append(self._handoff, drafts, keep=keep)
         except AuditUnavailable:
+            # What follows from it in this turn does not wait for the same thing again.
+            self._broken = True
             return False
         return True
+
+    def begin_turn(self) -> None:
+        """From here on a chain that could not be written is tried again."""
+        self._broken = False
 
     def let_go(self) -> None:
         """Let other writers have the chain for a while."""

@@ -219,7 +219,7 @@ def as_error(problem: Any) -> UpstreamError:
     body = problem if isinstance(problem, dict) else {}
     code, message = body.get("code"), body.get("message")
     return UpstreamError(
-        code if type(code) is int else wire.INTERNAL_ERROR,
+        code if type(code) is int and abs(code) < 2**31 else wire.INTERNAL_ERROR,
         message if isinstance(message, str) else "the server answered with an error",
         body.get("data"),
     )

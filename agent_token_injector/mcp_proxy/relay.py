@@ -237,6 +237,10 @@ class Relay:
         self._check_standing()
         if desk.full:
             raise BUSY_REFUSED
+        if allowed.server in desk.unseen:
+            raise Refused(
+                eras.CALL_ENDED, f"MCP server {allowed.server!r} failed: it began anew", reason="upstream-failed"
+            )
         if allowed.limits is not None:
             self._count(allowed)
         sent = wire.encode(arguments)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from agent_token_injector.mcp_proxy.streams import Streams
 
 MAX_PAGES: Final = 100
+MAX_URI: Final = 8192
+MAX_SUBSCRIPTIONS: Final = 1000
 MAX_ITEMS: Final = 5000
 
 _Work: TypeAlias = Callable[[Call, Ask], Coroutine[Any, Any, dict[str, Any]]]
@@ -175,11 +177,15 @@ class OtherRequests:
         uri = request.params.get("uri")
         if not isinstance(uri, str):
             raise envelope.invalid_params()
+        if len(uri) > MAX_URI:
+            raise envelope.invalid_params()
         server = self._desk.reader(uri, methods.CLIENT_REQUESTS[asked.era][request.method])
         if server is None:
             code = methods.RESOURCE_NOT_FOUND if asked.era is Era.HANDSHAKE else wire.INVALID_PARAMS
             raise Refused(code, "Resource not found", reason=Reason.NOT_LISTED, data={"uri": uri})
         if request.method == "resources/subscribe":
+            if len(client.subscriptions) >= MAX_SUBSCRIPTIONS and uri not in client.subscriptions:
+                raise BUSY_REFUSED
             client.subscriptions[uri] = server
         elif request.method == "resources/unsubscribe":
             client.subscriptions.pop(uri, None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import select
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from agent_token_injector.mcp_proxy.backlog import Backlog
     from agent_token_injector.mcp_proxy.calls import Client
+    from agent_token_injector.mcp_proxy.descriptors import Descriptor
     from agent_token_injector.mcp_proxy.exchange import Exchange
 
 READ: Final = 256 * 1024
@@ -61,7 +61,7 @@ class StdioConnection:
         self,
         relay: Desk,
         control: socket.socket,
-        streams: tuple[int, int],
+        streams: tuple[Descriptor, Descriptor],
         backlog: Backlog,
         monotonic: Callable[[], float],
     ) -> None:
@@ -96,8 +96,6 @@ class StdioConnection:
 
     def start(self) -> None:
         """Serve it."""
-        os.set_blocking(self._in, False)
-        os.set_blocking(self._out, False)
         self._client = self._relay.connected(self)
         self._client.source = self
         if self.watch_end:
@@ -134,25 +132,25 @@ class StdioConnection:
     def _resume(self) -> None:
         if not (self._reading or self._ended or self._eof or self._lines or self._unsent or self._backlog.full):
             self._reading = True
-            self._loop.add_reader(self._in, self._relay.turn, self._on_readable)
+            self._loop.add_reader(self._in.fd, self._relay.turn, self._on_readable)
 
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._in)
+            self._loop.remove_reader(self._in.fd)
 
     def looked_for(self) -> bytes | None:
         """What the client has sent by now; its end is left to be read in its turn."""
         if not self._reading:
             return None
         try:
-            return os.read(self._in, READ) or None
+            return self._in.read(READ) or None
         except OSError:
             return None
 
     def _on_readable(self) -> None:
         try:
-            data = os.read(self._in, READ)
+            data = self._in.read(READ)
         except BlockingIOError:
             return
         except OSError:
@@ -233,7 +231,7 @@ class StdioConnection:
             self._keep(data)
             return
         try:
-            done = os.write(self._out, data)
+            done = self._out.write(data)
         except BlockingIOError:
             done = 0
         except OSError:
@@ -241,7 +239,7 @@ class StdioConnection:
             return
         if done < len(data):
             self._waiting_since = self._monotonic()
-            self._loop.add_writer(self._out, self._on_writable)
+            self._loop.add_writer(self._out.fd, self._on_writable)
             self._pause()
             self._keep(data[done:])
         elif self._eof and not self._client_busy():
@@ -250,7 +248,7 @@ class StdioConnection:
     def _last_words(self) -> None:
         with contextlib.suppress(OSError):
             if self._queue and not self._unsent:
-                os.write(self._out, b"\n".join(self._queue) + b"\n")
+                self._out.write(b"\n".join(self._queue) + b"\n")
         self._queue.clear()
 
     def _keep(self, data: bytes) -> None:
@@ -261,7 +259,7 @@ class StdioConnection:
 
     def _on_writable(self) -> None:
         try:
-            done = os.write(self._out, self._unsent[:READ])
+            done = self._out.write(self._unsent[:READ])
         except BlockingIOError:
             return
         except OSError:
@@ -271,7 +269,7 @@ class StdioConnection:
         self._backlog.done(done)
         self._waiting_since = self._monotonic()
         if not self._unsent:
-            self._loop.remove_writer(self._out)
+            self._loop.remove_writer(self._out.fd)
             if self._eof and not self._client_busy():
                 self.close()
             else:
@@ -298,7 +296,7 @@ class StdioConnection:
         self._unwatch()
         self._pause()
         if self._unsent:
-            self._loop.remove_writer(self._out)
+            self._loop.remove_writer(self._out.fd)
             self._backlog.done(len(self._unsent))
             self._unsent.clear()
         if self.watch_end:
@@ -306,6 +304,6 @@ class StdioConnection:
         self.closed(self)
         if self._client is not None:
             self._relay.disconnected(self._client)
-        os.close(self._in)
-        os.close(self._out)
+        self._in.close()
+        self._out.close()
         self._control.close()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from agent_token_injector.mcp_proxy import wire
+from agent_token_injector.mcp_proxy.descriptors import Descriptor
 from agent_token_injector.mcp_proxy.eras import Refused
 from agent_token_injector.mcp_proxy.stdio_connection import Desk, StdioConnection
 from agent_token_injector.mcp_proxy.tool_policy import Reason
@@ -140,18 +141,27 @@ class StdioFront:
         return None
 
     def _serve(self, connection: socket.socket, greeting: _Greeting) -> None:
+        # Taken out one by one: what is left in the list is closed by `_turn_away`.
+        fds = greeting.fds
+        one_socket = not fds
+        if one_socket:
+            fds.extend((os.dup(connection.fileno()), os.dup(connection.fileno())))
+        streams: list[Descriptor] = []
         try:
+            streams.append(Descriptor(fds.pop(0), writing=False))
+            streams.append(Descriptor(fds.pop(0), writing=True))
             connection.send(b"OK\n")
         except OSError:
-            self._turn_away(connection, b"")
+            for stream in streams:
+                stream.close()
+            self._turn_away(connection, b"NO stdin and stdout cannot be served\n")
             return
         del self._greeting[connection]
         greeting.timer.cancel()
         asyncio.get_running_loop().remove_reader(connection)
-        fds = greeting.fds
-        streams = (fds[0], fds[1]) if fds else (os.dup(connection.fileno()), os.dup(connection.fileno()))
-        one = StdioConnection(self._relay, connection, streams, self._backlog, self._monotonic)
-        one.watch_end = bool(fds)
+        both = (streams[0], streams[1])
+        one = StdioConnection(self._relay, connection, both, self._backlog, self._monotonic)
+        one.watch_end = not one_socket
         self._connections.add(one)
         one.closed = self._connections.discard
         one.start()

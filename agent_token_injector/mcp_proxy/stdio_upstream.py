@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 WRITE_STALL_SECONDS: Final = 10.0
 READ_BYTES: Final = 256 * 1024
+ENOUGH_TAKEN: Final = 1024 * 1024
+"""A server that does not take so much within the stall limit, and not all there is, does not read."""
+MAX_OWED: Final = 16 * 1024 * 1024
+"""A server that leaves so much of ours unread is not read from."""
 LAST_READS: Final = 64
 """Reads of what a server said before it closed its input."""
 DOES_NOT_KNOW_INITIALIZE: Final = frozenset({wire.METHOD_NOT_FOUND, -32022, wire.INVALID_REQUEST, wire.INVALID_PARAMS})
@@ -74,6 +78,7 @@ class StdioLink(Link):
         self._stalled: asyncio.TimerHandle | None = None
         self._partial: list[bytes] = []
         self._partial_size = 0
+        self._taken = 0
         self._reading = False
         self._paused = False
         self._full = False
@@ -109,6 +114,7 @@ class StdioLink(Link):
             else:
                 self._backlog.add(len(data))
                 self._waiting.append(data)
+                self._read_or_not()
 
     def _write(self, data: memoryview) -> None:
         try:
@@ -136,16 +142,21 @@ class StdioLink(Link):
             return
         self._backlog.done(written)
         self._unsent = self._unsent[written:]
-        self._stop_stall()
+        self._taken += written
         if not self._unsent and self._waiting:
             self._unsent = memoryview(b"".join(self._waiting))
             self._waiting.clear()
-        if self._unsent:
-            self._stalled = self._loop.call_later(self._stall, self.lose, "it stopped reading")
-        else:
+        if not self._unsent:
+            self._stop_stall()
             self._loop.remove_writer(self._stdin)
+        elif self._taken >= ENOUGH_TAKEN:
+            # A few bytes now and then are no progress: what waits here waits for everybody.
+            self._stop_stall()
+            self._stalled = self._loop.call_later(self._stall, self.lose, "it stopped reading")
+        self._read_or_not()
 
     def _stop_stall(self) -> None:
+        self._taken = 0
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
@@ -182,7 +193,9 @@ class StdioLink(Link):
         self._read_or_not()
 
     def _read_or_not(self) -> None:
-        wanted = not self._paused and not self._full and self.lost is None
+        # Who asks and does not listen is not heard either.
+        owed = len(self._unsent) + sum(map(len, self._waiting))
+        wanted = not self._paused and not self._full and self.lost is None and owed <= MAX_OWED
         if wanted is not self._reading:
             self._reading = wanted
             if wanted:

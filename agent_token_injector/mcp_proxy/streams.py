@@ -18,6 +18,7 @@ from agent_token_injector.mcp_proxy.ledger import SURFACE, printable
 from agent_token_injector.mcp_proxy.links import Link, RequestHead
 
 if TYPE_CHECKING:
+    from agent_token_injector.masking import Redactor
     from agent_token_injector.mcp_proxy.exchange import Exchange
     from agent_token_injector.mcp_proxy.sse import SseEvent
 
@@ -25,6 +26,7 @@ META_SUBSCRIPTION: Final = "io.modelcontextprotocol/subscriptionId"
 ACKNOWLEDGED: Final = "notifications/subscriptions/acknowledged"
 TOOLS_CHANGED: Final = "notifications/tools/list_changed"
 MAX_URIS: Final = 1000
+MAX_EVENT_ID: Final = 1024
 
 _Shares: TypeAlias = dict[str, dict[str, Any]]
 _BY_NOTIFICATION: Final = {
@@ -196,21 +198,27 @@ class Streams:
         """A notification of a server that several clients share, to each client that has a stream for it."""
         uri = params.get("uri")
         body = wire.notification(method, params)
-        for listening in tuple(self._listeners):
+        for listening in self._unasked():
             if method == "notifications/resources/updated" and listening.client.subscriptions.get(str(uri)) != server:
                 continue
             listening.exchange.event(body)
 
+    def _unasked(self) -> list[Listening]:
+        """The streams that take what nobody asked for: those of the handshake era. Others subscribe (2026-07-28)."""
+        return [one for one in self._listeners if one.client.version]
+
     def send(self, listening: Listening, link: Link, body: bytes, event: SseEvent | None) -> None:
         """A message on the stream that it came for, under an event id that says whose it is."""
         listening.exchange.event(
-            body, event_id=event_id(listening.client, link, event), retry=None if event is None else event.retry
+            body,
+            event_id=event_id(listening.client, link, event, self._desk.redactor),
+            retry=None if event is None else event.retry,
         )
 
     def tools_changed(self) -> None:
         """Tell every client that asked for it that its list of tools is another one."""
         body = wire.notification(TOOLS_CHANGED)
-        for listening in tuple(self._listeners):
+        for listening in self._unasked():
             listening.exchange.event(body)
         for call in tuple(self._tool_watchers):
             params = {"_meta": {META_SUBSCRIPTION: call.id}}
@@ -318,10 +326,13 @@ class Streams:
                 part.link.forget(part.minted)
 
 
-def event_id(client: Client, link: Link, event: SseEvent | None) -> str | None:
+def event_id(client: Client, link: Link, event: SseEvent | None, redactor: Redactor) -> str | None:
     """A server's event id as a client sees it: with the server's name, so that it finds its way back, and noted."""
     if event is None or event.id is None:
         return None
     shown = f"{link.server}:{event.id}"
+    if len(shown) > MAX_EVENT_ID or redactor.text_counted(shown)[1]:
+        # Nobody can go on from there: that, or a secret in a header.
+        return None
     client.saw(shown)
     return shown

@@ -22,6 +22,7 @@ from agent_token_injector.mcp_proxy.argument_schema import SchemaError, Validato
 from agent_token_injector.mcp_proxy.grants import Limits, Places
 from agent_token_injector.mcp_proxy.lookalike_keys import has_twins
 from agent_token_injector.mcp_proxy.param_headers import ParamHeaders
+from agent_token_injector.mcp_proxy.pins import PINNED_FIELDS
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_./-]{1,128}", re.ASCII)
 
@@ -213,8 +214,17 @@ class ToolPolicy:
         return MappingProxyType({name: one.allowed for name, one in self._granted.items()})
 
     def definitions(self) -> list[dict[str, Any]]:
-        """The allowed tools as their servers define them, untouched but for `name`."""
-        return [{**one.allowed.definition, "name": name} for name, one in self._granted.items()]
+        """The allowed tools as their servers define them: the fields that a pin is over, each untouched but for `name`.
+
+        What no pin is over could change after the grant, and would be read by the agent all the same.
+        """
+        return [
+            {
+                **{field: one.allowed.definition[field] for field in PINNED_FIELDS if field in one.allowed.definition},
+                "name": name,
+            }
+            for name, one in self._granted.items()
+        ]
 
     def without(self, names: Collection[str]) -> ToolPolicy:
         """The same policy with these tools of the allowlist withdrawn; a call of one is denied as `withdrawn`."""

@@ -170,7 +170,7 @@ async def list_definitions(link: Link) -> list[dict[str, Any]]:
     for _ in range(MAX_PAGES):
         page = await link.ask("tools/list", {} if cursor is None else {"cursor": cursor})
         found = page.get("tools") if isinstance(page, dict) else None
-        if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+        if not isinstance(found, list) or not all(map(_is_tool, found)):
             raise UpstreamFailed("its tools/list is not a list of tools")
         tools.extend(found)
         following = page.get("nextCursor")
@@ -180,6 +180,10 @@ async def list_definitions(link: Link) -> list[dict[str, Any]]:
             return tools
         cursor = following
     raise UpstreamFailed("its tools/list does not end")
+
+
+def _is_tool(found: Any) -> bool:
+    return isinstance(found, dict) and isinstance(found.get("name"), str)
 
 
 async def shake_hands(link: Link, era: Era, client_info: Mapping[str, Any], declare: Mapping[str, Any]) -> None:

@@ -244,12 +244,11 @@ def python_of(peers: Path, peer: str) -> str:
 
 
 def pin_command(peers: Path, upstream: list[str]) -> list[str]:
-    """mcp-pin in front of the upstream, with a lock that it made itself."""
+    """mcp-pin in front of the upstream: as fast as it gets, with nothing pinned and unknown tools let through."""
     lock = peers / "mcp-pin" / "bench.lock"
+    lock.write_text("{}")
     tool = bin_of(peers, "mcp-pin", "mcp-pin")
-    if not lock.exists():
-        subprocess.run([tool, "pin", "--lock", str(lock), "--", *upstream], check=False, capture_output=True)
-    return [tool, "run", "--lock", str(lock), "--", *upstream]
+    return [tool, "guard", "--quiet", "--policy", "warn", "--allow-unapproved", "--lock", str(lock), "--", *upstream]
 
 
 def install(peers: Path) -> None:

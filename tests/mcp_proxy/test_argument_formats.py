@@ -298,7 +298,9 @@ def test_no_path_that_passes_is_outside_for_the_kernel_or_for_a_reader_of_texts(
 def test_a_path_is_resolved_as_the_kernel_does(worktree: Path, parts: list[str]) -> None:
     path = f"{worktree}/{'/'.join(parts)}"
     try:
-        expected: str | None = os.path.realpath(path, strict=True)
+        descriptor = os.open(path, os.O_PATH)
+        expected: str | None = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - the kernel's own word
+        os.close(descriptor)
     except FileNotFoundError:
         expected = None
     except OSError:

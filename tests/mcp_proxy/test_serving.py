@@ -13,7 +13,7 @@ from tests.requirements import requirement
 
 @requirement("mcp.allowlist-exact")
 @pytest.mark.parametrize("era", ["handshake", "stateless"])
-def test_the_list_shows_exactly_the_allowlist_with_each_definition_untouched_but_for_its_name(
+def test_the_list_shows_exactly_the_allowlist_and_of_each_definition_what_is_pinned(
     rig: Rig, era: str
 ) -> None:
     proxy = rig.start(["scripted_echo", {"name": "look", "server": "scripted", "tool": "environ"}])
@@ -25,7 +25,7 @@ def test_the_list_shows_exactly_the_allowlist_with_each_definition_untouched_but
         tools = client.ask_stateless("tools/list").json["result"]["tools"]
     assert proxy.tools == ("scripted_echo", "look")
     assert [tool["name"] for tool in tools] == ["scripted_echo", "look"]
-    assert tools[0]["x-extra"] == {"$anchor": "kept"}
+    assert tools[0].keys() <= {"name", "title", "description", "inputSchema", "outputSchema", "annotations"}
     assert tools[0]["inputSchema"]["required"] == ["text"]
 
 

@@ -97,7 +97,7 @@ def still_serves(proxy: McpProxy) -> None:
 # Greeting
 
 
-@requirement("stdio-front.greeting")
+@requirement("stdio.greeting")
 @pytest.mark.parametrize(
     ("greeting", "said"),
     [
@@ -129,7 +129,7 @@ def test_who_does_not_greet_with_this_handoffs_token_is_told_why_and_served_noth
     assert rig.calls_received() == ["echo"]
 
 
-@requirement("stdio-front.greeting", "mcp.strangers-coalesced")
+@requirement("stdio.greeting", "mcp.strangers-coalesced")
 def test_a_wrong_token_is_counted_as_a_strangers(rig: Rig, proxy: McpProxy) -> None:
     for _ in range(5):
         greeted(proxy, GREETING.replace(b"7f3a", b"0000"))
@@ -142,7 +142,7 @@ def test_a_wrong_token_is_counted_as_a_strangers(rig: Rig, proxy: McpProxy) -> N
     wait_until(lambda: counted() == 5, "every refusal is counted")
 
 
-@requirement("stdio-front.greeting")
+@requirement("stdio.greeting")
 def test_a_greeting_may_come_in_pieces_and_what_follows_it_is_the_clients(proxy: McpProxy) -> None:
     with connect(proxy) as line:
         for one in GREETING + request("tools/call", CALL) + b"\n":
@@ -152,7 +152,7 @@ def test_a_greeting_may_come_in_pieces_and_what_follows_it_is_the_clients(proxy:
             assert canonical(answers.readline())["id"] == 1
 
 
-@requirement("stdio-front.greeting")
+@requirement("stdio.greeting")
 def test_a_greeting_that_takes_too_long_is_given_up_and_costs_nothing_meanwhile(proxy: McpProxy) -> None:
     before = descriptors(proxy)
     used = processor_seconds(proxy)
@@ -170,7 +170,7 @@ def test_a_greeting_that_takes_too_long_is_given_up_and_costs_nothing_meanwhile(
     wait_until(lambda: descriptors(proxy) == before, "no descriptor is left")
 
 
-@requirement("stdio-front.streams")
+@requirement("stdio.streams")
 @pytest.mark.parametrize("which", ["file", "one", "three", "directory", "terminal", "none", "with-bytes"])
 def test_streams_that_cannot_be_served_are_refused_and_closed(proxy: McpProxy, tmp_path: Path, which: str) -> None:
     before = descriptors(proxy)
@@ -195,7 +195,7 @@ def test_streams_that_cannot_be_served_are_refused_and_closed(proxy: McpProxy, t
     still_serves(proxy)
 
 
-@requirement("stdio-front.streams")
+@requirement("stdio.streams")
 @pytest.mark.parametrize("order", ["swapped", "listening", "datagrams"])
 def test_streams_that_turn_out_to_be_others_end_the_conversation_and_nothing_else(proxy: McpProxy, order: str) -> None:
     before = descriptors(proxy)
@@ -217,7 +217,7 @@ def test_streams_that_turn_out_to_be_others_end_the_conversation_and_nothing_els
     still_serves(proxy)
 
 
-@requirement("stdio-front.greeting")
+@requirement("stdio.greeting")
 def test_a_client_that_greets_and_is_gone_leaves_nothing(proxy: McpProxy) -> None:
     before = descriptors(proxy)
     for number in range(20):
@@ -233,7 +233,7 @@ def test_a_client_that_greets_and_is_gone_leaves_nothing(proxy: McpProxy) -> Non
     still_serves(proxy)
 
 
-@requirement("stdio-front.connections")
+@requirement("stdio.connections")
 def test_so_many_connections_are_served_and_no_more_until_one_ends(proxy: McpProxy) -> None:
     with ExitStack() as stack:
         lines = [stack.enter_context(connect(proxy)) for _ in range(MAX_CONNECTIONS)]
@@ -259,7 +259,7 @@ def test_so_many_connections_are_served_and_no_more_until_one_ends(proxy: McpPro
 # Lines
 
 
-@requirement("stdio-front.lines", "corpus.framing")
+@requirement("stdio.lines", "corpus.framing")
 @pytest.mark.parametrize("splitter", ["\r", "\u2028", "\u2029", "\u0085"])
 def test_what_some_reader_takes_for_the_end_of_a_line_is_refused_wherever_it_stands(
     rig: Rig, client: StdioClient, splitter: str
@@ -273,7 +273,7 @@ def test_what_some_reader_takes_for_the_end_of_a_line_is_refused_wherever_it_sta
     assert rig.calls_received() == ["echo"]
 
 
-@requirement("stdio-front.lines")
+@requirement("stdio.lines")
 def test_blank_lines_and_windows_line_ends_are_no_messages(rig: Rig, client: StdioClient) -> None:
     client.say(b"\n\r\n\n" + request("tools/call", CALL) + b"\r\n\r\n")
     assert "result" in client.until(1)[0]
@@ -281,7 +281,7 @@ def test_blank_lines_and_windows_line_ends_are_no_messages(rig: Rig, client: Std
     assert rig.calls_received() == ["echo", "echo"]
 
 
-@requirement("stdio-front.lines")
+@requirement("stdio.lines")
 def test_a_conversation_split_at_every_byte_is_the_same(rig: Rig, proxy: McpProxy, client: StdioClient) -> None:
     client.initialize()
     client.say(b"".join(request("tools/call", CALL, message_id=number) + b"\n" for number in range(3)))
@@ -297,7 +297,7 @@ def test_a_conversation_split_at_every_byte_is_the_same(rig: Rig, proxy: McpProx
     assert rig.calls_received() == ["echo"] * 6
 
 
-@requirement("stdio-front.lines", "mcp.size-cap")
+@requirement("stdio.lines", "mcp.size-cap")
 def test_a_line_over_the_limit_is_refused_and_ends_the_conversation(rig: Rig, proxy: McpProxy) -> None:
     with connect(proxy) as line:
         line.sendall(GREETING)
@@ -312,7 +312,7 @@ def test_a_line_over_the_limit_is_refused_and_ends_the_conversation(rig: Rig, pr
     still_serves(proxy)
 
 
-@requirement("stdio-front.lines", "mcp.size-cap")
+@requirement("stdio.lines", "mcp.size-cap")
 def test_a_line_just_within_the_limit_is_served_and_one_just_beyond_is_refused(rig: Rig, client: StdioClient) -> None:
     head, tail = request("tools/call", {"name": "echo", "arguments": {"text": "@"}}).split(b"@")
     fill = MAX_BYTES - len(head) - len(tail)
@@ -326,7 +326,7 @@ def test_a_line_just_within_the_limit_is_served_and_one_just_beyond_is_refused(r
 # What goes the other way
 
 
-@requirement("stdio-front.notifications")
+@requirement("stdio.notifications")
 def test_a_client_is_told_when_the_list_of_tools_is_another_one(rig: Rig, client: StdioClient) -> None:
     client.initialize()
     assert "result" in client.call("answer_others")
@@ -337,7 +337,7 @@ def test_a_client_is_told_when_the_list_of_tools_is_another_one(rig: Rig, client
     assert [one["method"] for one in found if "method" in one] in ([], ["notifications/tools/list_changed"])
 
 
-@requirement("stdio-front.cancel")
+@requirement("stdio.cancel")
 @pytest.mark.parametrize("era", ["handshake", "stateless"])
 def test_a_cancelled_call_is_not_answered_and_its_server_is_told(rig: Rig, client: StdioClient, era: str) -> None:
     client.say(request("tools/call", WAIT, message_id="w", era=era) + b"\n")
@@ -351,7 +351,7 @@ def test_a_cancelled_call_is_not_answered_and_its_server_is_told(rig: Rig, clien
     assert rig.events("tool.result")[0].reason == "cancelled"
 
 
-@requirement("stdio-front.ids", "D8.minted-ids")
+@requirement("stdio.ids", "D8.minted-ids")
 @pytest.mark.parametrize("era", ["handshake", "stateless"])
 def test_an_id_in_flight_is_refused_whatever_asks_for_it_and_answered_once(
     rig: Rig, client: StdioClient, era: str
@@ -371,7 +371,7 @@ def test_an_id_in_flight_is_refused_whatever_asks_for_it_and_answered_once(
 # Ends
 
 
-@requirement("stdio-front.ends")
+@requirement("stdio.ends")
 def test_calls_in_flight_are_answered_when_the_client_says_no_more(rig: Rig, client: StdioClient) -> None:
     client.say(b"".join(request("tools/call", CALL, message_id=number) + b"\n" for number in range(200)))
     rest = client.finish()
@@ -380,7 +380,7 @@ def test_calls_in_flight_are_answered_when_the_client_says_no_more(rig: Rig, cli
     assert len(rig.calls_received()) == 200
 
 
-@requirement("stdio-front.ends")
+@requirement("stdio.ends")
 def test_a_client_that_dies_stops_its_calls_at_the_server(rig: Rig, proxy: McpProxy) -> None:
     before = descriptors(proxy)
     with stdio_client(proxy.socket_path) as client:
@@ -398,7 +398,7 @@ def test_a_client_that_dies_stops_its_calls_at_the_server(rig: Rig, proxy: McpPr
     still_serves(proxy)
 
 
-@requirement("stdio-front.ends")
+@requirement("stdio.ends")
 def test_a_connection_of_bytes_that_breaks_off_stops_its_calls(rig: Rig, proxy: McpProxy) -> None:
     before = descriptors(proxy)
     with connect(proxy) as line:
@@ -408,7 +408,7 @@ def test_a_connection_of_bytes_that_breaks_off_stops_its_calls(rig: Rig, proxy: 
     wait_until(lambda: descriptors(proxy) == before, "no descriptor is left")
 
 
-@requirement("stdio-front.ends", "D8.cut-off")
+@requirement("stdio.ends", "D8.cut-off")
 def test_a_cut_off_answers_the_call_in_flight_and_refuses_the_next(
     rig: Rig, proxy: McpProxy, client: StdioClient
 ) -> None:
@@ -420,7 +420,7 @@ def test_a_cut_off_answers_the_call_in_flight_and_refuses_the_next(
     assert rig.calls_received() == ["wait"]
 
 
-@requirement("stdio-front.bounded", "mcp.in-flight-cap")
+@requirement("stdio.bounded", "mcp.in-flight-cap")
 def test_more_calls_than_may_be_in_flight_wait_and_are_all_answered_in_the_end(rig: Rig, client: StdioClient) -> None:
     count = 3 * MAX_CALLS
     said = b"".join(request("tools/call", CALL, message_id=number) + b"\n" for number in range(count))
@@ -433,7 +433,7 @@ def test_more_calls_than_may_be_in_flight_wait_and_are_all_answered_in_the_end(r
     assert len(rig.calls_received()) == count
 
 
-@requirement("stdio-front.bounded")
+@requirement("stdio.bounded")
 def test_calls_that_wait_for_room_are_read_on_when_there_is_some(
     rig: Rig, proxy: McpProxy, client: StdioClient
 ) -> None:
@@ -448,7 +448,7 @@ def test_calls_that_wait_for_room_are_read_on_when_there_is_some(
         assert sorted(canonical(other.line())["id"] for _ in range(5)) == list(range(5))
 
 
-@requirement("stdio-front.bounded")
+@requirement("stdio.bounded")
 def test_a_client_that_does_not_read_is_not_read_from_and_the_others_are_served(rig: Rig, proxy: McpProxy) -> None:
     text = "x" * 5_000
     line = request("tools/call", {"name": "echo", "arguments": {"text": text}}) + b"\n"
@@ -537,7 +537,7 @@ async def spoken_to(path: Path, said: list[bytes], then: Callable[[StdioFront, T
     front.close()
 
 
-@requirement("stdio-front.bounded")
+@requirement("stdio.bounded")
 def test_a_client_that_takes_nothing_for_thirty_seconds_is_cut_off(tmp_path: Path) -> None:
     def then(front: StdioFront, talker: Talker, backlog: Backlog) -> None:
         front.tick()
@@ -547,7 +547,7 @@ def test_a_client_that_takes_nothing_for_thirty_seconds_is_cut_off(tmp_path: Pat
     run(spoken_to(tmp_path, [b'"%b"' % (b"x" * 1024 * 1024)] * 8, then))
 
 
-@requirement("stdio-front.bounded")
+@requirement("stdio.bounded")
 def test_a_client_that_leaves_too_much_unread_is_cut_off_at_once(tmp_path: Path) -> None:
     def then(front: StdioFront, talker: Talker, backlog: Backlog) -> None:
         del front
@@ -569,7 +569,7 @@ class Slow(Standing):
         return super().__call__()
 
 
-@requirement("stdio-front.bounded", "D8.recheck-standing")
+@requirement("stdio.bounded", "D8.recheck-standing")
 def test_what_waits_to_hear_that_the_handoff_stands_is_answered_when_it_does(tmp_path: Path) -> None:
     slow = Slow()
     rig = Rig(tmp_path, standing=slow)

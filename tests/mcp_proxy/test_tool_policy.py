@@ -193,7 +193,8 @@ def test_what_is_allowed_is_made_once_and_says_all_that_the_relay_needs() -> Non
     assert one.tool_json == b'"read"'
     assert one.definition is definition
     assert one.param_headers is not None
-    assert policy.definitions() == [{**definition, "name": "look"}]
+    pinned = {field: value for field, value in definition.items() if field != "x-vendor"}
+    assert policy.definitions() == [{**pinned, "name": "look"}]
     assert "x-vendor" not in repr(policy)
     plain = ToolPolicy.resolve([Grant(name="read")], (), OFFERED).decide("read", {})
     assert isinstance(plain, Allowed)
