@@ -496,6 +496,7 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "mcp.lookalike-keys": Requirement(
             "facts/mcp §2.3", "An argument that only looks like a constrained one is refused."
         ),
+        "mcp.masked-everywhere": Requirement("H6", "No part of a server's answer carries a secret of the handoff."),
         "mcp.no-exclusions": Requirement("ADR §6.2", "A spec that excludes no tool is noted."),
         "mcp.oauth": Requirement(
             "issue 3",
@@ -561,6 +562,10 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "mcp.sessions": Requirement("MCP 2025-11-25", "Sessions are bound to the handoff and bounded in number."),
         "mcp.several-servers": Requirement("issue 2", "Several servers stand behind one address."),
         "mcp.size-cap": Requirement("facts/mcp §7.12", "A message is bounded in size and depth."),
+        "mcp.server-streams-closed": Requirement(
+            "issue 3, facts/mcp §2.28",
+            "Nobody speaks to a server past the proxy: its streams cannot be opened by others.",
+        ),
         "mcp.soak": Requirement("issue 3", "After an hour's worth of calls memory is flat and no descriptor leaked."),
         "mcp.start-all-or-nothing": Requirement("issue 2", "A start that fails leaves nothing running."),
         "mcp.strangers-coalesced": Requirement(
@@ -680,6 +685,9 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "stdio.ids": Requirement("facts/mcp §2.7", "An id in flight is refused over stdio, whatever asks for it."),
         "stdio.lines": Requirement("facts/mcp §2.1", "A line is a line for every reader, and bounded."),
         "stdio.notifications": Requirement("MCP", "What belongs to no request reaches a client over stdio."),
+        "stdio.never-blocks": Requirement(
+            "issue 3", "A client that shares its streams with the proxy cannot make it wait in them."
+        ),
         "stdio.streams": Requirement("issue 3", "Streams that could block, or are not two, are refused."),
         "surface.facts": Requirement("D3", "A surface declares how it is minted, found again, and ended."),
         "surface.github.app-ceiling": Requirement("ADR §7", "An App that has too much is refused."),
@@ -764,6 +772,7 @@ REQUIREMENTS: Final[Mapping[str, Requirement]] = MappingProxyType(
         "upstream.noise-dropped": Requirement(
             "facts/mcp §2.7", "A server answers what it was asked; everything else is the relay's to judge."
         ),
+        "upstream.own-ids-only": Requirement("issue 3", "A server's id is sent back only when it is a short one."),
         "upstream.restart": Requirement(
             "issue 3", "A server that dies is started again with pauses that grow; what waited fails at once."
         ),

@@ -13,9 +13,7 @@ from tests.requirements import requirement
 
 @requirement("mcp.allowlist-exact")
 @pytest.mark.parametrize("era", ["handshake", "stateless"])
-def test_the_list_shows_exactly_the_allowlist_and_of_each_definition_what_is_pinned(
-    rig: Rig, era: str
-) -> None:
+def test_the_list_shows_exactly_the_allowlist_and_of_each_definition_what_is_pinned(rig: Rig, era: str) -> None:
     proxy = rig.start(["scripted_echo", {"name": "look", "server": "scripted", "tool": "environ"}])
     client = RawClient(proxy.url)
     if era == "handshake":
