@@ -53,7 +53,7 @@ def pin_tools(
         excluded=spec.mcp_tools_excluded,
         servers=servers_of(spec, secrets, ctx, handoff),
         secrets=tuple(secrets.values()),
-        places=places_of(spec),
+        places=places_of(spec, protected=ctx.policy.protected_branches),
         start_seconds=seconds,
     )
     # Two grants of one tool, under two names, are one pin.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from agent_token_injector.audit import Decision
 from agent_token_injector.errors import SpawnRefused
-from agent_token_injector.mcp_proxy.grants import Places
+from agent_token_injector.mcp_proxy.grants import PROTECTED_BRANCHES, Places
 
 if TYPE_CHECKING:
     from agent_token_injector.context import HandoffContext
@@ -153,13 +153,24 @@ def allow_of(spec: HandoffSpec) -> dict[str, dict[str, Any]]:
     return {name: server.allow.model_dump(mode="json") for name, server in spec.mcp_servers.items()}
 
 
-def places_of(spec: HandoffSpec, worktree: Path | None = None) -> Places:
-    """What the argument formats of a grant refer to: the worktree, the spec's repository, the branches it may push to."""
+def places_of(spec: HandoffSpec, worktree: Path | None = None, *, protected: Iterable[str] = ()) -> Places:
+    """What the argument formats of a grant refer to: the worktree, the spec's repository, the branches it may push to.
+
+    `protected` are the policy's branches, beside those that are protected always. Raises SpawnRefused for a worktree that
+    is the whole file system: nothing could lie outside of it.
+    """
+    if worktree is not None and worktree.resolve() == Path("/"):
+        raise SpawnRefused(
+            "the worktree is the whole file system",
+            cause="nothing could lie outside of it",
+            hint="name the folder that the task works in",
+        )
     github = spec.surfaces.github
     return Places(
         worktree=None if worktree is None else str(worktree.absolute()),
         repository=None if github is None else github.repository,
         branches=() if github is None else tuple(github.push_branches),
+        protected=tuple(sorted({*PROTECTED_BRANCHES, *protected})),
     )
 
 

@@ -150,7 +150,7 @@ class Handoff:
             clock=self._ctx.clock,
             allow=allow_of(spec),
             pins=self._admitted.manifest.tools,
-            places=places_of(spec, self._worktree),
+            places=places_of(spec, self._worktree, protected=self._ctx.policy.protected_branches),
         )
         self._proxy.start()
         return McpEndpoint(self._proxy.url, self._token, self._proxy.socket_path)
