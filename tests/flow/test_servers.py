@@ -94,6 +94,6 @@ def test_what_a_server_may_and_where_the_task_is_at_home_come_from_the_spec(worl
 def test_a_worktree_that_is_everything_is_refused_and_the_operators_branches_are_protected(world: World) -> None:
     spec = spec_of(world, "github")
     with pytest.raises(SpawnRefused, match="whole file system"):
-        places_of(spec, Path("/tmp/.."))  # noqa: S108 - it is not used, but named
+        places_of(spec, Path("/tmp/.."))
     places = places_of(spec, protected=("launch",))
     assert {"main", "master", "launch"} <= set(places.protected)
