@@ -156,15 +156,11 @@ def allow_of(spec: HandoffSpec) -> dict[str, dict[str, Any]]:
 def places_of(spec: HandoffSpec, worktree: Path | None = None, *, protected: Iterable[str] = ()) -> Places:
     """What the argument formats of a grant refer to: the worktree, the spec's repository, the branches it may push to.
 
-    `protected` are the policy's branches, beside those that are protected always. Raises SpawnRefused for a worktree that
-    is the whole file system: nothing could lie outside of it.
+    `protected` are the policy's branches, beside those that are protected always. A worktree that is the whole file system
+    is none: nothing could lie outside of it, and a grant that needs one is refused.
     """
     if worktree is not None and worktree.resolve() == Path("/"):
-        raise SpawnRefused(
-            "the worktree is the whole file system",
-            cause="nothing could lie outside of it",
-            hint="name the folder that the task works in",
-        )
+        worktree = None
     github = spec.surfaces.github
     return Places(
         worktree=None if worktree is None else str(worktree.absolute()),
