@@ -6,16 +6,15 @@ a digest, milliseconds and how much was masked; none of these can hold a secret.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from agent_token_injector.audit.event import Decision, DetailValue, Draft
 from agent_token_injector.audit.spelling import Gap, Template, literal
+from agent_token_injector.mcp_proxy.ledger import SURFACE
 
 if TYPE_CHECKING:
     from agent_token_injector.masking import Redactor
     from agent_token_injector.mcp_proxy.tool_policy import Allowed
-
-SURFACE: Final = "mcp"
 
 
 class CallRows:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agent_token_injector.mcp_proxy import wire
 from agent_token_injector.mcp_proxy.calls import granted_capabilities
-from agent_token_injector.mcp_proxy.eras import META_CAPABILITIES, META_VERSION, Refused
+from agent_token_injector.mcp_proxy.eras import META_CAPABILITIES, META_CLIENT_INFO, META_VERSION, Refused
 from agent_token_injector.mcp_proxy.tool_policy import Reason
 
 if TYPE_CHECKING:
     from agent_token_injector.mcp_proxy.grants import ServerAllow
 
-META_CLIENT_INFO: Final = "io.modelcontextprotocol/clientInfo"
 META_LOG_LEVEL: Final = "io.modelcontextprotocol/logLevel"
 PROGRESS: Final = "progressToken"
 MAX_META_TEXT: Final = 1024

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from agent_token_injector.mcp_proxy.eras import (
     HANDSHAKE_VERSIONS,
     META_CAPABILITIES,
+    META_CLIENT_INFO,
     META_SERVER_INFO,
     META_VERSION,
     STATELESS_VERSIONS,
@@ -39,7 +40,6 @@ __all__ = [
 
 MAX_PAGES: Final = 100
 MAX_TOOLS: Final = 2000
-META_CLIENT_INFO: Final = "io.modelcontextprotocol/clientInfo"
 PROTOCOLS: Final = ("auto", HANDSHAKE_VERSIONS[-1], *STATELESS_VERSIONS)
 
 
